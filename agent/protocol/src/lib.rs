@@ -1,0 +1,28 @@
+//! The messages between hrun on the host and its agent in the guest, and their framing.
+//!
+//! This crate does no I/O: [`encode`] makes bytes, [`Decoder`] takes bytes. Both sides are
+//! hostile to each other as far as this crate knows: every length is bounded and no input panics.
+//!
+//! # Connections
+//!
+//! All travel over virtio-vsock.
+//!
+//! | connection | opened by | first frame | then |
+//! |---|---|---|---|
+//! | ready | agent, to host port [`READY_PORT`] | [`Hello`] | the agent closes it |
+//! | control | host, to guest port [`AGENT_PORT`] | [`Open::Control`] | agent: [`Hello`]; host: [`Request`]s; agent: [`Event`]s |
+//! | stream | host, to guest port [`AGENT_PORT`] | [`Open::Stream`] | raw bytes, end of file by shutdown |
+//!
+//! The agent listens on [`AGENT_PORT`] before it says that it is ready, and it is the host that
+//! connects: a guest restored from a template has nothing to reconnect and nothing to poll.
+//!
+//! Requests carry an identifier and may be sent without waiting for answers, so a whole container
+//! start is one write. They are carried out in order; each is answered by [`Event::Done`] or
+//! [`Event::Failed`] with its identifier. A request that builds on a failed one fails as well.
+#![forbid(unsafe_code)]
+
+mod frame;
+mod message;
+
+pub use frame::{DecodeError, Decoder, EncodeError, MAX_FRAME, encode};
+pub use message::*;

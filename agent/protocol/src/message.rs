@@ -1,0 +1,299 @@
+//! The messages themselves. Their wire form is pinned by a golden test: a change there is a new
+//! [`VERSION`].
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the protocol. Host and agent refuse to work with another one.
+pub const VERSION: u32 = 1;
+
+/// Host port (CID 2) to which the agent connects once, when it is ready for work.
+pub const READY_PORT: u32 = 1024;
+
+/// Guest port on which the agent accepts control and stream connections.
+pub const AGENT_PORT: u32 = 1025;
+
+/// What the agent says about itself, on the ready connection and at the start of control.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The agent's [`VERSION`]. Always the first field, whatever the version.
+    pub version: u32,
+    /// Version of the agent's package, for messages to people.
+    pub agent: String,
+    /// Release of the guest kernel, as `uname -r` prints it.
+    pub kernel: String,
+    /// `MemTotal` of the guest, in bytes.
+    pub memory_total: u64,
+    /// CPUs online in the guest.
+    pub cpus: u32,
+    /// Guest monotonic clock when the agent's `main` began, in microseconds since boot.
+    pub started_us: u64,
+    /// Guest monotonic clock when this was sent, in microseconds since boot.
+    pub ready_us: u64,
+}
+
+/// First frame of each connection that the host opens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Open {
+    /// Requests and events follow.
+    Control {
+        /// The host's [`VERSION`].
+        version: u32,
+    },
+    /// The bytes of one standard stream follow.
+    ///
+    /// [`Stream::Stdin`] flows to the guest, [`Stream::Stdout`] and [`Stream::Stderr`] to the
+    /// host, [`Stream::Terminal`] both ways. The connection may be made before or after the
+    /// [`Request::Start`] that names the process; a process starts when all its streams are there.
+    Stream {
+        /// The process, as numbered by the host.
+        process: ProcessId,
+        /// Which of its streams.
+        stream: Stream,
+    },
+}
+
+/// A process in the guest, numbered by the host: never reused during the life of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcessId(pub u32);
+
+/// A container in the guest, numbered by the host: never reused during the life of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ContainerId(pub u32);
+
+/// A standard stream of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Stream {
+    /// Standard input, to the guest.
+    Stdin,
+    /// Standard output, to the host.
+    Stdout,
+    /// Standard error, to the host.
+    Stderr,
+    /// All three on one pseudo-terminal, both ways.
+    Terminal,
+}
+
+/// What the host asks of the agent, in a frame of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the host, repeated in the answer.
+    pub id: u32,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What can be asked of the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Action {
+    /// Make this VM different from every other: clock and randomness. Comes before any workload.
+    Personalize(Personality),
+    /// Set a container up: root file system, mounts, devices, host name.
+    Create(Box<Container>),
+    /// Start a process in a container.
+    Start(Box<Process>),
+    /// Send a signal to a process that was started.
+    Signal {
+        /// The process to signal.
+        process: ProcessId,
+        /// Signal number, as Linux on x86-64 has it.
+        signal: i32,
+        /// Signal every process of its container instead.
+        all: bool,
+    },
+    /// Set the window size of a process's terminal.
+    Resize {
+        /// The process whose terminal it is.
+        process: ProcessId,
+        /// The new size.
+        size: WindowSize,
+    },
+    /// End every process, flush and unmount the file systems and power the VM off.
+    Shutdown,
+}
+
+/// What differs from one clone of a template to the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Personality {
+    /// Wall clock: nanoseconds since the Unix epoch.
+    pub realtime_ns: u64,
+    /// Entropy of the host for the guest kernel's random number generator.
+    pub entropy: [u8; 32],
+}
+
+/// A container: what its processes share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The host's number for it.
+    pub id: ContainerId,
+    /// Its root file system.
+    pub root: Mount,
+    /// Host name, at most 64 bytes.
+    pub hostname: String,
+    /// Further mounts in order, on top of the usual ones (`/proc`, `/sys`, `/dev`, `/dev/pts`,
+    /// `/dev/shm`, `/dev/mqueue`, `/sys/fs/cgroup`), which the agent makes by itself.
+    pub mounts: Vec<Mount>,
+    /// Files that the host wants to exist with this content, such as `/etc/hostname`.
+    pub files: Vec<File>,
+    /// Make the root file system read-only once everything is mounted.
+    pub read_only: bool,
+}
+
+/// A mount in the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// What is mounted.
+    pub source: Source,
+    /// Where: absolute, in the container. Ignored for the root file system. Missing directories
+    /// are made; symbolic links are resolved inside the container's root and never leave it.
+    pub target: String,
+    /// Mount it read-only.
+    pub read_only: bool,
+}
+
+/// Where a mount's content comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// A virtio-fs share.
+    Share {
+        /// Its virtio-fs tag.
+        tag: String,
+        /// Path below the share's root, empty for the root itself; it may name a single file.
+        path: String,
+    },
+    /// A new tmpfs.
+    Tmpfs {
+        /// Data for `mount(2)`, such as `size=64m,mode=1777`.
+        options: String,
+    },
+}
+
+/// A small file in the container, made when the container is set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct File {
+    /// Absolute path in the container, resolved inside its root.
+    pub path: String,
+    /// Its content.
+    pub content: Vec<u8>,
+    /// Its permission bits.
+    pub mode: u32,
+}
+
+/// A process to start in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// The host's number for it.
+    pub id: ProcessId,
+    /// The container it runs in.
+    pub container: ContainerId,
+    /// Program and arguments, at least one. Without a slash the program is looked up in `PATH`.
+    pub args: Vec<String>,
+    /// Environment, as `NAME=value`. `HOME` is set from the user's passwd entry if it is missing.
+    pub env: Vec<String>,
+    /// Working directory: absolute, in the container; made if it is missing.
+    pub cwd: String,
+    /// Make `cwd` if it is missing, as docker does for an image's `WorkingDir`.
+    pub create_cwd: bool,
+    /// The user, as in an image's configuration: `""`, `user`, `uid`, `user:group`, `uid:gid`...
+    /// Names are looked up in the container's `/etc/passwd` and `/etc/group`.
+    pub user: String,
+    /// Further groups: names or numbers, besides those that `/etc/group` gives to the user.
+    pub additional_groups: Vec<String>,
+    /// Resource limits.
+    pub rlimits: Vec<Rlimit>,
+    /// A pseudo-terminal, or pipes.
+    pub stdio: Stdio,
+}
+
+/// How a process is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdio {
+    /// A pseudo-terminal of this size: [`Stream::Terminal`].
+    Terminal(WindowSize),
+    /// Pipes: [`Stream::Stdout`] and [`Stream::Stderr`], and [`Stream::Stdin`] if asked for
+    /// (otherwise `/dev/null`).
+    Pipes {
+        /// The host connects [`Stream::Stdin`].
+        stdin: bool,
+    },
+}
+
+/// Size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
+}
+
+/// A resource limit, as in `setrlimit(2)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// `RLIMIT_*` of Linux on x86-64.
+    pub resource: u32,
+    /// Soft limit; `u64::MAX` is no limit.
+    pub soft: u64,
+    /// Hard limit; `u64::MAX` is no limit.
+    pub hard: u64,
+}
+
+/// What the agent tells the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The request was carried out.
+    Done {
+        /// Its identifier.
+        request: u32,
+    },
+    /// The request failed; nothing of it is left behind.
+    Failed {
+        /// Its identifier.
+        request: u32,
+        /// What kind of failure.
+        kind: Failure,
+        /// What was attempted, on what, and why it failed: for people.
+        message: String,
+    },
+    /// A process ended and every byte it wrote was handed to its streams, which are closed.
+    Exited {
+        /// The process.
+        process: ProcessId,
+        /// How it ended.
+        status: ExitStatus,
+    },
+}
+
+/// Kinds of failure that a host treats differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// The program does not exist (docker's status 127).
+    NotFound,
+    /// The program exists but cannot be executed (docker's status 126).
+    NotExecutable,
+    /// The process is not there (any more).
+    NoSuchProcess,
+    /// The request contradicts itself or what exists.
+    Invalid,
+    /// A system call failed.
+    System,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It called `exit` with this status.
+    Exited(u8),
+    /// This signal ended it.
+    Signaled(u8),
+}
+
+impl ExitStatus {
+    /// The status as a shell gives it: the process's own, or 128 plus the signal.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            ExitStatus::Exited(code) => code,
+            ExitStatus::Signaled(signal) => 128u8.saturating_add(signal),
+        }
+    }
+}

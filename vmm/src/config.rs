@@ -1,0 +1,305 @@
+//! What a VM is made of: one JSON document, plain data, validated before anything is created.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the document. Another one is refused.
+pub const VERSION: u32 = 1;
+
+/// Most vCPUs of a VM.
+pub const MAX_VCPUS: u8 = 32;
+
+/// Least memory of a VM, in bytes: less does not hold kernel and agent.
+pub const MIN_MEMORY: u64 = 32 << 20;
+
+/// Most memory of a VM, in bytes.
+pub const MAX_MEMORY: u64 = 1 << 40;
+
+/// Longest virtio-fs tag, in bytes (virtio 1.2, 5.11.4).
+pub const MAX_TAG: usize = 36;
+
+/// Page size of the guest, in bytes: memory sizes are multiples of it.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// One VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// [`VERSION`] of this document.
+    pub version: u32,
+    /// Names the VM in messages and thread names.
+    pub name: String,
+    /// Number of vCPUs, 1 to [`MAX_VCPUS`].
+    pub vcpus: u8,
+    /// Guest RAM in bytes, a multiple of [`PAGE_SIZE`].
+    pub memory: u64,
+    /// What it boots.
+    pub boot: BootConfig,
+    /// Path of the control socket (see [`crate::api`]), made by the VMM.
+    pub control: PathBuf,
+    /// virtio-vsock device.
+    pub vsock: Option<VsockConfig>,
+    /// virtio-fs devices, one for each share.
+    #[serde(default)]
+    pub shares: Vec<ShareConfig>,
+    /// File for the guest's boot log, from an emulated serial port. Without it there is no port:
+    /// every byte that a guest prints costs two exits.
+    #[serde(default)]
+    pub console: Option<PathBuf>,
+    /// Leave the vCPUs paused until `resume` comes over the control socket.
+    #[serde(default)]
+    pub start_paused: bool,
+    /// Sample where the guest's instruction pointer is and write a profile to this file at exit.
+    #[serde(default)]
+    pub profile: Option<PathBuf>,
+}
+
+/// Kernel, initramfs and command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// Uncompressed ELF vmlinux for x86-64.
+    pub kernel: PathBuf,
+    /// Initial root file system, a cpio archive.
+    pub initramfs: Option<PathBuf>,
+    /// Added to the command line that the VMM makes.
+    #[serde(default)]
+    pub cmdline: String,
+}
+
+/// A virtio-vsock device whose host side is a Unix socket.
+///
+/// Firecracker's convention: who connects to `socket` and writes `CONNECT <port>\n` reads
+/// `OK <host port>\n` and is connected to the guest's port. A guest that connects to host port P
+/// reaches who listens on the Unix socket `<socket>_<P>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// Context identifier of the guest: 3 or more.
+    pub cid: u32,
+    /// Path of the Unix socket, made by the VMM.
+    pub socket: PathBuf,
+}
+
+/// A directory shared with the guest by virtio-fs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// Mount tag, 1 to [`MAX_TAG`] bytes, unique in the VM.
+    pub tag: String,
+    /// What is shared.
+    pub source: ShareSource,
+    /// Refuse every change on the host's side, whatever the guest mounts it as.
+    pub read_only: bool,
+}
+
+/// What a share shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ShareSource {
+    /// A directory of the host.
+    Directory(PathBuf),
+    /// A directory of the share's own, holding one entry: a file of the host under this name.
+    File {
+        /// The file on the host.
+        path: PathBuf,
+        /// Its name in the share.
+        name: String,
+    },
+    /// An overlayfs, mounted by the VMM in its own mount namespace: it vanishes with the VMM.
+    Overlay {
+        /// Read-only layers, the topmost first.
+        lower: Vec<PathBuf>,
+        /// Takes the changes. Without it (and `work`) the overlay is read-only.
+        upper: Option<PathBuf>,
+        /// Overlayfs's work directory: empty, on the file system of `upper`.
+        work: Option<PathBuf>,
+    },
+}
+
+/// A configuration that cannot be a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The document is no configuration.
+    #[error("Failed to parse the VM configuration")]
+    Parse(#[source] serde_json::Error),
+    /// The document is of another version.
+    #[error("VM configuration has version {0}, this hrun-vmm reads version {VERSION}")]
+    Version(u32),
+    /// One field has a value that cannot be.
+    #[error("VM configuration: {field} {problem}")]
+    Field {
+        /// Where in the document.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+fn field(field: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Field {
+        field: field.into(),
+        problem: problem.into(),
+    }
+}
+
+impl VmConfig {
+    /// Reads and validates a document.
+    ///
+    /// # Errors
+    ///
+    /// It is no JSON of this shape and version, or a value is out of range; the message names it.
+    pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        // The version first: a document of another version may well have other fields.
+        let Versioned { version } = serde_json::from_slice(json).map_err(ConfigError::Parse)?;
+        if version != VERSION {
+            return Err(ConfigError::Version(version));
+        }
+        let config: Self = serde_json::from_slice(json).map_err(ConfigError::Parse)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks everything that can be checked without touching the host.
+    ///
+    /// # Errors
+    ///
+    /// The first value found that cannot be, by field.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.version != VERSION {
+            return Err(ConfigError::Version(self.version));
+        }
+        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
+            return Err(field(
+                "vcpus",
+                format!("is {}, must be 1 to {MAX_VCPUS}", self.vcpus),
+            ));
+        }
+        if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) {
+            return Err(field(
+                "memory",
+                format!(
+                    "is {} bytes, must be {MIN_MEMORY} to {MAX_MEMORY}",
+                    self.memory
+                ),
+            ));
+        }
+        if !self.memory.is_multiple_of(PAGE_SIZE) {
+            return Err(field(
+                "memory",
+                format!("must be a multiple of {PAGE_SIZE} bytes"),
+            ));
+        }
+        absolute("boot.kernel", &self.boot.kernel)?;
+        if let Some(path) = &self.boot.initramfs {
+            absolute("boot.initramfs", path)?;
+        }
+        if !self
+            .boot
+            .cmdline
+            .bytes()
+            .all(|byte| (b' '..=b'~').contains(&byte))
+        {
+            return Err(field("boot.cmdline", "must be printable ASCII"));
+        }
+        socket_path("control", &self.control)?;
+        if let Some(vsock) = &self.vsock {
+            if vsock.cid < 3 || vsock.cid == u32::MAX {
+                return Err(field(
+                    "vsock.cid",
+                    format!("is {}, must be 3 or more", vsock.cid),
+                ));
+            }
+            socket_path("vsock.socket", &vsock.socket)?;
+        }
+        for path in [&self.console, &self.profile].into_iter().flatten() {
+            absolute("console or profile", path)?;
+        }
+        for (index, share) in self.shares.iter().enumerate() {
+            let at = |name: &str| format!("shares[{index}].{name}");
+            if share.tag.is_empty() || share.tag.len() > MAX_TAG || share.tag.contains('\0') {
+                return Err(field(at("tag"), format!("must have 1 to {MAX_TAG} bytes")));
+            }
+            if self.shares[..index]
+                .iter()
+                .any(|other| other.tag == share.tag)
+            {
+                return Err(field(at("tag"), format!("repeats {:?}", share.tag)));
+            }
+            share.source.validate(&at("source"), share.read_only)?;
+        }
+        Ok(())
+    }
+}
+
+impl ShareSource {
+    fn validate(&self, at: &str, share_read_only: bool) -> Result<(), ConfigError> {
+        match self {
+            ShareSource::Directory(path) => absolute(at, path),
+            ShareSource::File { path, name } => {
+                if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
+                    return Err(field(
+                        format!("{at}.name"),
+                        format!("{name:?} is no file name"),
+                    ));
+                }
+                absolute(at, path)
+            }
+            ShareSource::Overlay { lower, upper, work } => {
+                if lower.is_empty() {
+                    return Err(field(format!("{at}.lower"), "is empty"));
+                }
+                if upper.is_some() != work.is_some() {
+                    return Err(field(at, "needs both upper and work or neither"));
+                }
+                if upper.is_none() && !share_read_only {
+                    return Err(field(
+                        at,
+                        "has no upper directory, so the share must be read_only",
+                    ));
+                }
+                lower
+                    .iter()
+                    .chain(upper)
+                    .chain(work)
+                    .try_for_each(|path| absolute(at, path))
+            }
+        }
+    }
+}
+
+fn absolute(at: &str, path: &Path) -> Result<(), ConfigError> {
+    if path.is_absolute() {
+        Ok(())
+    } else {
+        Err(field(
+            at,
+            format!("{} must be an absolute path", path.display()),
+        ))
+    }
+}
+
+/// Length of `sockaddr_un.sun_path` less the terminating zero and the `_<port>` that
+/// [`VsockConfig`] appends.
+const MAX_SOCKET_PATH: usize = 107 - "_4294967295".len();
+
+fn socket_path(at: &str, path: &Path) -> Result<(), ConfigError> {
+    absolute(at, path)?;
+    let length = path.as_os_str().len();
+    if length > MAX_SOCKET_PATH {
+        return Err(field(
+            at,
+            format!(
+                "{} has {length} bytes, a Unix socket's path may have {MAX_SOCKET_PATH}: \
+                 set HRUN_STATE to a shorter directory",
+                path.display()
+            ),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! virtio device backends, and the trait through which a transport drives them.
+//!
+//! A backend works on guest memory, queues and a notifier, and knows nothing of its transport:
+//! virtio-mmio (`virtio_mmio`) is today's.
+//!
+//! ```text
+//!            driver sets DRIVER_OK                 driver writes status 0, or the VM ends
+//! inactive ------ activate(ctx) ------> active ------------ reset() ------------> inactive
+//!                                   a worker thread owns
+//!                                   queues and backend
+//! ```
+
+mod worker;
+
+use std::{io, sync::Arc};
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+pub use worker::Worker;
+
+/// A virtio device, seen from its transport.
+pub trait VirtioDevice: Send {
+    /// Device ID (virtio 1.2, section 5).
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue: its length is the number of queues. Powers of two.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Feature bits offered besides `VIRTIO_F_VERSION_1`, which the transport adds.
+    fn features(&self) -> u64;
+
+    /// Reads device configuration space. What lies beyond it reads as zero.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Starts the device on its queues, in a thread of its own.
+    ///
+    /// # Errors
+    ///
+    /// The queues are unusable or the host lacks a resource; the device stays inactive and the
+    /// transport tells the driver that it needs a reset.
+    fn activate(&mut self, context: ActivationContext) -> Result<(), ActivateError>;
+
+    /// Stops the device and gives its queues up. Nothing touches guest memory afterwards.
+    fn reset(&mut self);
+}
+
+/// What a device needs to run. It owns this only while it is active.
+pub struct ActivationContext {
+    /// The guest's memory.
+    pub memory: GuestMemoryMmap,
+    /// Feature bits that the driver accepted.
+    pub features: u64,
+    /// One for each of [`VirtioDevice::queue_sizes`], configured by the driver and valid.
+    pub queues: Vec<VirtQueue>,
+    /// How the device tells the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+}
+
+/// A virtqueue and the event by which the driver says that it put something in.
+pub struct VirtQueue {
+    /// Position and addresses of the rings.
+    pub queue: Queue,
+    /// Signalled when the driver notifies the queue.
+    pub kick: EventFd,
+}
+
+/// How a device tells its driver that something happened.
+pub trait Interrupt: Send + Sync {
+    /// The device used buffers of a queue.
+    ///
+    /// # Errors
+    ///
+    /// The event could not be written: the VM is going away.
+    fn used_buffers(&self) -> io::Result<()>;
+}
+
+/// A device that could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// The driver set up another number of queues than the device has.
+    #[error("Driver set up {got} queues, the device has {expected}")]
+    QueueCount {
+        /// Queues of the device.
+        expected: usize,
+        /// Queues of the driver.
+        got: usize,
+    },
+    /// The worker thread could not be made.
+    #[error("Failed to start the worker thread {name}")]
+    Worker {
+        /// Name of the thread.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// An event descriptor could not be made or duplicated.
+    #[error("Failed to make an event descriptor")]
+    EventFd(#[source] io::Error),
+    /// The backend's own reason.
+    #[error("Failed to start the backend")]
+    Backend(#[source] io::Error),
+}
+
+/// Reads `data` at `offset` of a device's configuration space; what lies beyond it is zero.
+pub(crate) fn read_config_space(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| config.get(offset..));
+    if let Some(rest) = rest {
+        let length = rest.len().min(data.len());
+        data[..length].copy_from_slice(&rest[..length]);
+    }
+}
