@@ -1,0 +1,152 @@
+# Everything that hrun needs done, from nothing. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+# The steps build on each other; cargo and the kernel use all CPUs by themselves.
+.NOTPARALLEL:
+
+# Where everything is built: cargo's target directory, guest parts included.
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+export CARGO_TARGET_DIR := $(TARGET)
+export HRUN_TARGET_DIR := $(TARGET)
+
+HRUN := $(TARGET)/release/hrun
+CARGO ?= cargo
+
+# Where `make install` puts things; DESTDIR goes in front, for packagers.
+PREFIX ?= /usr/local
+DESTDIR ?=
+# How long each fuzz target runs, how often the benchmark boots, and arguments for the test binary.
+FUZZ_SECONDS ?= 60
+BENCH_ROUNDS ?= 5
+ARGS ?=
+
+# Debian packages by what they are for. Rust itself is expected.
+KERNEL_PACKAGES := bc bison flex gcc libc6-dev libelf-dev make patch perl xz-utils \
+	$(if $(HRUN_KERNEL_TARBALL),,linux-source-6.12)
+BUILD_PACKAGES := $(KERNEL_PACKAGES) cpio
+DEMO_PACKAGES := busybox-static umoci
+TEST_PACKAGES := $(DEMO_PACKAGES) g++ mmdebstrap skopeo
+BENCH_PACKAGES := qemu-system-x86
+
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+# $(call install_packages,PACKAGE...): what is there already costs no network and no root.
+define install_packages
+	if ! command -v dpkg-query >/dev/null; then \
+		echo "This is no Debian: these packages, or what they hold, must be there: $(1)"; \
+		exit 0; \
+	fi; \
+	missing=(); \
+	for package in $(1); do \
+		state=$$(dpkg-query --show --showformat '$${db:Status-Status}' $$package 2>/dev/null || true); \
+		[ "$$state" = installed ] || missing+=($$package); \
+	done; \
+	[ $${#missing[@]} -gt 0 ] || exit 0; \
+	if [ -n "$(AS_ROOT)" ] && ! command -v $(AS_ROOT) >/dev/null; then \
+		echo "Run this as root, or install them first: $${missing[*]}" >&2; \
+		exit 1; \
+	fi; \
+	echo "Installing: $${missing[*]}"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	install=($(AS_ROOT) env DEBIAN_FRONTEND=noninteractive \
+		apt-get install --quiet --yes --no-install-recommends "$${missing[@]}"); \
+	apt-get install --simulate "$${missing[@]}" >/dev/null 2>&1 && "$${install[@]}" </dev/null || { \
+		$(AS_ROOT) apt-get update --quiet; \
+		"$${install[@]}" </dev/null; \
+	}
+endef
+
+##@ Building
+
+.PHONY: build
+build: binaries kernel initramfs ## Build hrun, hrun-vmm and the guest's parts (the default)
+
+.PHONY: binaries
+binaries: ## Build hrun and hrun-vmm
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: install it with rustup" >&2; exit 1; }
+	$(CARGO) build --locked --release -p vmm -p hrun
+
+.PHONY: kernel
+kernel: ## Build the guest kernel
+	guest-kernel/build.sh
+
+.PHONY: initramfs
+initramfs: ## Build the guest's agent and the initramfs that holds it
+	rootfs/initramfs/build.sh
+
+.PHONY: install
+install: build ## Install below PREFIX (/usr/local)
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(HRUN)
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/hrun $(TARGET)/release/hrun-vmm
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/hrun \
+		$(TARGET)/guest/vmlinux $(TARGET)/guest/initramfs.cpio
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	rm -rf $(TARGET)
+
+##@ Trying it
+
+.PHONY: demo
+demo: deps-demo build ## From nothing to a command in a container, on a Debian with Rust
+	tests/images/busybox.sh $(TARGET)/demo/busybox
+	$(AS_ROOT) $(HRUN) image inspect busybox >/dev/null 2>&1 || \
+		$(AS_ROOT) $(HRUN) image load $(TARGET)/demo/busybox/layout
+	@echo; echo "The host runs Linux $$(uname -r). Now: hrun run --rm busybox ..."
+	$(AS_ROOT) $(HRUN) run --rm busybox sh -c \
+		'echo "Hello from a VM of its own. It runs Linux $$(uname -r), and I am user $$(id -un)."'
+	@echo; echo "Try it:  $(if $(AS_ROOT),$(AS_ROOT) )$(HRUN) run -it busybox"
+
+##@ Testing
+
+.PHONY: test
+test: deps-test build images ## Run all tests, end-to-end tests in real VMs included
+	HRUN_E2E=require $(CARGO) test --locked --workspace $(ARGS)
+
+.PHONY: e2e
+e2e: deps-test build images ## Run the end-to-end tests alone; ARGS=name picks some
+	HRUN_E2E=require $(CARGO) test --locked -p tests --test e2e -- $(ARGS)
+
+.PHONY: lint
+lint: ## Check formatting and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: fuzz
+fuzz: deps-test ## Run each fuzz target for FUZZ_SECONDS (60)
+	tests/fuzz/run.sh $(FUZZ_SECONDS)
+
+.PHONY: images
+images: deps-test ## Make the images that the end-to-end tests run
+	tests/images/busybox.sh $(TARGET)/test-images/busybox
+	tests/images/variants.sh $(TARGET)/test-images/busybox $(TARGET)/test-images/variants
+	tests/images/debian.sh $(TARGET)/test-images/debian
+
+.PHONY: bench-boot
+bench-boot: deps-bench build ## Boot by hrun-vmm and by qemu's microvm in turns and compare
+	$(CARGO) run --locked --release -p tests --bin bench-boot -- --rounds $(BENCH_ROUNDS) $(ARGS)
+
+##@ Packages that Debian has
+
+.PHONY: deps deps-build deps-demo deps-test deps-bench
+deps: ## Install whatever is missing for everything below
+	@$(call install_packages,$(BUILD_PACKAGES) $(TEST_PACKAGES) $(BENCH_PACKAGES))
+deps-build: ## Install what building needs
+	@$(call install_packages,$(BUILD_PACKAGES))
+deps-demo: ## Install what the demo needs
+	@$(call install_packages,$(BUILD_PACKAGES) $(DEMO_PACKAGES))
+deps-test: ## Install what the tests need
+	@$(call install_packages,$(BUILD_PACKAGES) $(TEST_PACKAGES))
+deps-bench: ## Install what the benchmark needs
+	@$(call install_packages,$(BUILD_PACKAGES) $(BENCH_PACKAGES))
+
+.PHONY: help
+help: ## Show this
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@/ { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
