@@ -1,0 +1,42 @@
+//! Frames between hrun and the agent: any bytes, in any chunks, as either side may receive them.
+#![no_main]
+
+use agent_protocol::{Decoder, Event, Hello, MAX_FRAME, Open, Request, encode};
+use libfuzzer_sys::fuzz_target;
+use serde::{Serialize, de::DeserializeOwned};
+
+fuzz_target!(|data: &[u8]| {
+    // The first byte is the size of the chunks in which the rest arrives.
+    let Some((&chunk, stream)) = data.split_first() else {
+        return;
+    };
+    let chunk = usize::from(chunk) + 1;
+    receive::<Open>(stream, chunk);
+    receive::<Request>(stream, chunk);
+    receive::<Event>(stream, chunk);
+    receive::<Hello>(stream, chunk);
+});
+
+fn receive<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(
+    stream: &[u8],
+    chunk: usize,
+) {
+    let mut decoder = Decoder::new();
+    for chunk in stream.chunks(chunk) {
+        decoder.feed(chunk);
+        loop {
+            match decoder.next::<T>() {
+                Ok(Some(message)) => {
+                    // What was understood can be said again and means the same.
+                    let frame = encode(&message).expect("a message that fit a frame fits it again");
+                    let mut again = Decoder::new();
+                    again.feed(&frame);
+                    assert_eq!(again.next::<T>().expect("our own frame"), Some(message));
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+        assert!(decoder.missing() <= MAX_FRAME + 4);
+    }
+}
