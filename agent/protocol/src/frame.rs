@@ -2,11 +2,19 @@
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::{Hello, Open, VERSION};
+
 /// Longest frame body, in bytes. A frame that says it is longer is refused unread, so no peer can
 /// make the other allocate more.
 pub const MAX_FRAME: usize = 4 << 20;
 
 const PREFIX: usize = size_of::<u32>();
+
+/// Largest number that is taken for a version of this protocol: what is larger is no greeting.
+const MAX_VERSION: u32 = 999;
+
+/// Index of [`Open::Control`] on the wire, in this and every version.
+const OPEN_CONTROL: u32 = 0;
 
 /// Failure to make a frame.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +36,9 @@ pub enum DecodeError {
     /// The body is no message of the expected type.
     #[error("Frame holds no valid message")]
     Deserialize(#[source] postcard::Error),
+    /// The peer greets in another version of the protocol.
+    #[error("Peer speaks version {0} of the agent protocol, this side version {VERSION}")]
+    Version(u32),
     /// Bytes are left over behind the message.
     #[error("Frame holds {0} bytes behind its message")]
     Trailing(usize),
@@ -79,7 +90,54 @@ impl Decoder {
     /// # Errors
     ///
     /// The frame is too long or does not hold exactly one message of type `T`.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator could not choose the type of each message"
+    )]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, DecodeError> {
+        let Some(body) = self.body()? else {
+            return Ok(None);
+        };
+        let (message, trailing) =
+            postcard::take_from_bytes(body).map_err(DecodeError::Deserialize)?;
+        if !trailing.is_empty() {
+            return Err(DecodeError::Trailing(trailing.len()));
+        }
+        self.consumed += PREFIX + body.len();
+        Ok(Some(message))
+    }
+
+    /// Takes the agent's greeting: [`next`](Self::next) for [`Hello`], except that another version
+    /// is named as such, whatever follows its first field.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::Version`], or as `next`.
+    pub fn next_hello(&mut self) -> Result<Option<Hello>, DecodeError> {
+        if let Some(body) = self.body()? {
+            let (version, _) = postcard::take_from_bytes(body).map_err(DecodeError::Deserialize)?;
+            check_version(version)?;
+        }
+        self.next()
+    }
+
+    /// Takes the host's first frame: [`next`](Self::next) for [`Open`], except that another
+    /// version is named as such, whatever follows it.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError::Version`], or as `next`.
+    pub fn next_open(&mut self) -> Result<Option<Open>, DecodeError> {
+        if let Some(body) = self.body()?
+            && let Ok(((OPEN_CONTROL, version), _)) = postcard::take_from_bytes::<(u32, u32)>(body)
+        {
+            check_version(version)?;
+        }
+        self.next()
+    }
+
+    /// The body of the frame that is next, if all of it has arrived.
+    fn body(&self) -> Result<Option<&[u8]>, DecodeError> {
         let pending = &self.buffer[self.consumed..];
         let Some((prefix, rest)) = pending.split_first_chunk::<PREFIX>() else {
             return Ok(None);
@@ -88,16 +146,20 @@ impl Decoder {
         if length > MAX_FRAME {
             return Err(DecodeError::TooLong(length));
         }
-        let Some(body) = rest.get(..length) else {
-            return Ok(None);
-        };
-        let (message, trailing) =
-            postcard::take_from_bytes(body).map_err(DecodeError::Deserialize)?;
-        if !trailing.is_empty() {
-            return Err(DecodeError::Trailing(trailing.len()));
-        }
-        self.consumed += PREFIX + length;
-        Ok(Some(message))
+        Ok(rest.get(..length))
+    }
+
+    /// How many bytes were fed and not taken yet.
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        self.buffer.len() - self.consumed
+    }
+
+    /// The bytes that were fed and not taken: what arrived behind the first frame of a stream.
+    #[must_use]
+    pub fn into_rest(mut self) -> Vec<u8> {
+        self.buffer.drain(..self.consumed);
+        self.buffer
     }
 
     /// How many bytes the next frame still lacks: exactly this many may be read from a connection
@@ -114,10 +176,22 @@ impl Decoder {
     }
 }
 
+fn check_version(version: u32) -> Result<(), DecodeError> {
+    if version == VERSION {
+        Ok(())
+    } else if (1..=MAX_VERSION).contains(&version) {
+        Err(DecodeError::Version(version))
+    } else {
+        Err(DecodeError::Deserialize(
+            postcard::Error::DeserializeBadEncoding,
+        ))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Open, ProcessId, Stream};
+    use crate::{ProcessId, Stream};
 
     #[test]
     fn a_message_arrives_whatever_the_chunks() {
@@ -180,5 +254,67 @@ mod tests {
             decoder.next::<Open>(),
             Err(DecodeError::Trailing(1))
         ));
+    }
+
+    fn decoder(body: &[u8]) -> Decoder {
+        let mut decoder = Decoder::new();
+        decoder.feed(&u32::try_from(body.len()).unwrap().to_le_bytes());
+        decoder.feed(body);
+        decoder
+    }
+
+    #[test]
+    fn another_version_is_named_whatever_follows_it() {
+        for rest in [&b""[..], b"\xff\xff\xff", b"0123456789"] {
+            let hello = [&[7][..], rest].concat();
+            assert!(matches!(
+                decoder(&hello).next_hello(),
+                Err(DecodeError::Version(7))
+            ));
+            let open = [&[0, 7][..], rest].concat();
+            assert!(matches!(
+                decoder(&open).next_open(),
+                Err(DecodeError::Version(7))
+            ));
+        }
+    }
+
+    #[test]
+    fn garbage_is_not_taken_for_a_version() {
+        for body in [&b""[..], b"\0\0\0", b"\xff\xff\xff\xff\x0f", b"\xff"] {
+            assert!(matches!(
+                decoder(body).next_hello(),
+                Err(DecodeError::Deserialize(_))
+            ));
+        }
+        for body in [&b""[..], b"\0\0", b"\x07\x07", b"\0\xff\xff\xff\xff\x0f"] {
+            assert!(matches!(
+                decoder(body).next_open(),
+                Err(DecodeError::Deserialize(_))
+            ));
+        }
+    }
+
+    #[test]
+    fn a_greeting_of_this_version_is_read_whole() {
+        let open = Open::Control { version: VERSION };
+        let mut decoder = Decoder::new();
+        decoder.feed(&encode(&open).unwrap());
+        assert_eq!(decoder.next_open().unwrap(), Some(open));
+        assert_eq!(decoder.next_open().unwrap(), None);
+    }
+
+    #[test]
+    fn bytes_behind_the_first_frame_are_kept() {
+        let open = Open::Stream {
+            process: ProcessId(1),
+            stream: Stream::Stdin,
+        };
+        let mut decoder = Decoder::new();
+        decoder.feed(&encode(&open).unwrap());
+        decoder.feed(b"hello");
+        assert_eq!(decoder.next_open().unwrap(), Some(open));
+        assert_eq!(decoder.buffered(), 5);
+        assert_eq!(decoder.into_rest(), b"hello");
     }
 }

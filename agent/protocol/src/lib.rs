@@ -18,7 +18,18 @@
 //!
 //! Requests carry an identifier and may be sent without waiting for answers, so a whole container
 //! start is one write. They are carried out in order; each is answered by [`Event::Done`] or
-//! [`Event::Failed`] with its identifier. A request that builds on a failed one fails as well.
+//! [`Event::Failed`] with its identifier. A request that builds on a failed one fails as well. A
+//! [`Action::Start`] whose streams have not all been connected yet holds back the requests behind
+//! it on the same connection.
+//!
+//! Several control connections may be open at once. [`Event::Exited`] goes to the one that started
+//! the process; if that is closed, to the newest one, and if there is none, to the next one right
+//! behind its [`Hello`]. Nothing ends because a control connection closes, except that its requests
+//! which were not carried out yet are dropped.
+//!
+//! A peer of another [`VERSION`] is recognised by [`Decoder::next_hello`] and
+//! [`Decoder::next_open`]: the agent answers a foreign [`Open::Control`] with its [`Hello`] and
+//! closes the connection.
 #![forbid(unsafe_code)]
 
 mod frame;

@@ -34,9 +34,9 @@ pub struct Hello {
 /// First frame of each connection that the host opens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Open {
-    /// Requests and events follow.
+    /// Requests and events follow. The first variant in every version.
     Control {
-        /// The host's [`VERSION`].
+        /// The host's [`VERSION`]. Its first field in every version.
         version: u32,
     },
     /// The bytes of one standard stream follow.
@@ -255,6 +255,9 @@ pub enum Event {
         message: String,
     },
     /// A process ended and every byte it wrote was handed to its streams, which are closed.
+    ///
+    /// A stream that other processes still hold open five seconds after the end of the process is
+    /// closed then.
     Exited {
         /// The process.
         process: ProcessId,

@@ -13,15 +13,21 @@ where
     T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
 {
     let frame = encode(message).unwrap();
-    assert_eq!(hex(&frame), wire);
+    assert_eq!(hex(&frame), wire.replace(' ', ""));
     let mut decoder = Decoder::new();
     decoder.feed(&frame);
     assert_eq!(decoder.next::<T>().unwrap().as_ref(), Some(message));
 }
 
+#[track_caller]
+fn golden_action(action: Action, wire: &str) {
+    golden(&Request { id: 1, action }, wire);
+}
+
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
     assert_eq!(VERSION, 1);
+    assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
 #[test]
@@ -36,6 +42,159 @@ fn hello() {
             started_us: 1000,
             ready_us: 2000,
         },
-        "GOLDEN",
+        "150000000105302e312e3004362e31328080804002e807d00f",
+    );
+}
+
+#[test]
+fn open() {
+    golden(&Open::Control { version: 1 }, "020000000001");
+    let streams = [
+        (Stream::Stdin, "0400000001ac0200"),
+        (Stream::Stdout, "0400000001ac0201"),
+        (Stream::Stderr, "0400000001ac0202"),
+        (Stream::Terminal, "0400000001ac0203"),
+    ];
+    for (stream, wire) in streams {
+        golden(
+            &Open::Stream {
+                process: ProcessId(300),
+                stream,
+            },
+            wire,
+        );
+    }
+}
+
+#[test]
+fn personalize() {
+    golden_action(
+        Action::Personalize(Personality {
+            realtime_ns: 1_700_000_000_000_000_000,
+            entropy: [0xab; 32],
+        }),
+        "2b00000001008080a8b1e39fe7cb17abababababababababababababababababababababababababababababababab",
+    );
+}
+
+#[test]
+fn create() {
+    golden_action(
+        Action::Create(Box::new(Container {
+            id: ContainerId(1),
+            root: Mount {
+                source: Source::Share {
+                    tag: "root".into(),
+                    path: String::new(),
+                },
+                target: "/".into(),
+                read_only: false,
+            },
+            hostname: "box".into(),
+            mounts: vec![Mount {
+                source: Source::Tmpfs {
+                    options: "size=1m".into(),
+                },
+                target: "/tmp".into(),
+                read_only: true,
+            }],
+            files: vec![File {
+                path: "/etc/hosts".into(),
+                content: b"x\n".to_vec(),
+                mode: 0o644,
+            }],
+            read_only: true,
+        })),
+        "330000000101010004726f6f7400012f0003626f7801010773697a653d316d042f746d7001010a2f6574632f686f73747302780aa40301",
+    );
+}
+
+#[test]
+fn start() {
+    let process = |stdio| Process {
+        id: ProcessId(2),
+        container: ContainerId(1),
+        args: vec!["sh".into(), "-c".into()],
+        env: vec!["A=b".into()],
+        cwd: "/w".into(),
+        create_cwd: true,
+        user: "1:2".into(),
+        additional_groups: vec!["adm".into()],
+        rlimits: vec![Rlimit {
+            resource: 7,
+            soft: 1024,
+            hard: u64::MAX,
+        }],
+        stdio,
+    };
+    golden_action(
+        Action::Start(Box::new(process(Stdio::Pipes { stdin: true }))),
+        "2d0000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff010101",
+    );
+    golden_action(
+        Action::Start(Box::new(process(Stdio::Terminal(WindowSize {
+            rows: 24,
+            columns: 80,
+        })))),
+        "2e0000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff01001850",
+    );
+}
+
+#[test]
+fn signal_resize_shutdown() {
+    golden_action(
+        Action::Signal {
+            process: ProcessId(2),
+            signal: 15,
+            all: true,
+        },
+        "050000000103021e01",
+    );
+    golden_action(
+        Action::Resize {
+            process: ProcessId(2),
+            size: WindowSize {
+                rows: 50,
+                columns: 300,
+            },
+        },
+        "0600000001040232ac02",
+    );
+    golden_action(Action::Shutdown, "020000000105");
+}
+
+#[test]
+fn events() {
+    golden(&Event::Done { request: 300 }, "0300000000ac02");
+    let kinds = [
+        (Failure::NotFound, "06000000010100026e6f"),
+        (Failure::NotExecutable, "06000000010101026e6f"),
+        (Failure::NoSuchProcess, "06000000010102026e6f"),
+        (Failure::Invalid, "06000000010103026e6f"),
+        (Failure::System, "06000000010104026e6f"),
+    ];
+    for (kind, wire) in kinds {
+        golden(
+            &Event::Failed {
+                request: 1,
+                kind,
+                message: "no".into(),
+            },
+            wire,
+        );
+    }
+    golden(
+        &Event::Exited {
+            process: ProcessId(2),
+            status: ExitStatus::Exited(7),
+        },
+        "0400000002020007",
+    );
+    golden(
+        &Event::Exited {
+            process: ProcessId(2),
+            status: ExitStatus::Signaled(9),
+        },
+        "0400000002020109",
     );
 }
