@@ -5,6 +5,18 @@
 //! the exit status of the process means.
 
 pub mod api;
+pub mod arch;
+pub mod builder;
 pub mod config;
+pub mod control;
 pub mod devices;
+pub mod end;
 pub mod exit;
+pub mod host_kind;
+pub mod logger;
+pub mod ports;
+pub mod profile;
+pub mod sandbox;
+pub mod timeline;
+pub mod vcpu;
+pub mod virtio_mmio;

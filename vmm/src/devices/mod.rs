@@ -10,6 +10,8 @@
 //!                                   queues and backend
 //! ```
 
+pub mod fs;
+pub mod rng;
 mod worker;
 
 use std::{io, sync::Arc};
@@ -64,6 +66,20 @@ pub struct VirtQueue {
     pub queue: Queue,
     /// Signalled when the driver notifies the queue.
     pub kick: EventFd,
+}
+
+impl VirtQueue {
+    /// The queues of a device that has exactly `N`.
+    ///
+    /// # Errors
+    ///
+    /// The driver set up another number of them.
+    pub fn exactly<const N: usize>(queues: Vec<Self>) -> Result<[Self; N], ActivateError> {
+        <[Self; N]>::try_from(queues).map_err(|queues| ActivateError::QueueCount {
+            expected: N,
+            got: queues.len(),
+        })
+    }
 }
 
 /// How a device tells its driver that something happened.

@@ -1,0 +1,431 @@
+//! The recipe of a VM.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use linux_loader::loader::{KernelLoader, elf::Elf};
+use vm_memory::{
+    Address, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+    ReadVolatile,
+};
+
+use crate::{
+    api::HostKind,
+    arch::{
+        boot_params::{self, Initramfs},
+        layout, long_mode, mptable,
+    },
+    config::{BootConfig, PAGE_SIZE, ShareSource, VmConfig},
+    devices::{
+        VirtioDevice,
+        fs::{Fs, Sharing},
+        rng::Rng,
+        //VS vsock::{Vsock, VsockError},
+    },
+    end::End,
+    host_kind::{self, ProbeError},
+    ports::{PVPANIC, Ports},
+    profile::Profile,
+    sandbox::{Sandbox, SandboxError},
+    timeline::Timeline,
+    vcpu::{Buses, Vcpu, VcpuError, Vcpus},
+    virtio_mmio::{TransportError, VirtioMmio, VirtioMmioBus, window},
+};
+
+/// Failure to build a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// /dev/kvm cannot be opened.
+    #[error("Failed to open /dev/kvm")]
+    OpenKvm(#[source] kvm_ioctls::Error),
+    /// The host's KVM is too old or too small.
+    #[error("KVM on this host lacks {0:?}")]
+    Capability(Cap),
+    /// A KVM call failed.
+    #[error("Failed to {call}")]
+    Kvm {
+        /// The call.
+        call: &'static str,
+        /// Why.
+        source: kvm_ioctls::Error,
+    },
+    /// Guest memory cannot be had.
+    #[error("Failed to allocate {size} bytes of guest memory")]
+    Memory {
+        /// How much.
+        size: u64,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file cannot be opened.
+    #[error("Failed to open {what} {path}")]
+    Open {
+        /// What it is for.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel cannot be loaded.
+    #[error("Failed to load kernel {path}: it must be an uncompressed ELF vmlinux for x86-64")]
+    Kernel {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: linux_loader::loader::Error,
+    },
+    /// The initramfs does not fit the guest's memory.
+    #[error("Initramfs {path} has {size} bytes: too large for the memory of the guest")]
+    InitramfsSize {
+        /// Its path.
+        path: PathBuf,
+        /// Its size.
+        size: u64,
+    },
+    /// The initramfs cannot be read.
+    #[error("Failed to read initramfs {path}")]
+    Initramfs {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: vm_memory::VolatileMemoryError,
+    },
+    /// The kernel command line is too long.
+    #[error("Kernel command line has {0} bytes, it may have {max}", max = layout::CMDLINE_MAX - 1)]
+    Cmdline(usize),
+    /// More devices than interrupts.
+    #[error("The VM has {0} devices, it may have {max}", max = layout::MAX_DEVICES)]
+    TooManyDevices(usize),
+    /// A table could not be written into guest memory.
+    #[error("Failed to write the boot tables into guest memory")]
+    Tables(#[source] GuestMemoryError),
+    /// An event descriptor could not be made.
+    #[error("Failed to make an event descriptor")]
+    EventFd(#[source] io::Error),
+    /// The process cannot be confined.
+    #[error("Failed to confine the VMM")]
+    Sandbox(#[source] SandboxError),
+    /// The vsock device cannot be made.
+    #[error("Failed to make the vsock device")]
+    Vsock(#[source] io::Error),
+    /// A virtio-fs device cannot be made.
+    #[error("Failed to make the virtio-fs device {tag:?}")]
+    Fs {
+        /// Its tag.
+        tag: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A device cannot be put on the bus.
+    #[error("Failed to attach a device")]
+    Attach(#[source] TransportError),
+    /// A vCPU cannot be made.
+    #[error("Failed to make a vCPU")]
+    Vcpu(#[source] VcpuError),
+    /// The kind of host cannot be found out.
+    #[error("Failed to find out what kind of KVM this is")]
+    Probe(#[source] ProbeError),
+}
+
+/// The symbol table that the kernel's build left beside the kernel, for
+/// [`profile`](crate::profile) reports; empty if it is missing.
+#[must_use]
+pub fn system_map(config: &VmConfig) -> String {
+    let path = config.boot.kernel.with_file_name("System.map");
+    config
+        .profile
+        .as_ref()
+        .and_then(|_| fs::read_to_string(path).ok())
+        .unwrap_or_default()
+}
+
+/// A VM without vCPUs: KVM's side of it and its memory.
+pub struct Vm {
+    /// KVM itself.
+    pub kvm: Kvm,
+    /// The VM.
+    pub fd: VmFd,
+    /// Guest memory.
+    pub memory: GuestMemoryMmap,
+}
+
+impl Vm {
+    /// Makes a VM with this memory and an interrupt controller.
+    ///
+    /// # Errors
+    ///
+    /// /dev/kvm is missing, forbidden or lacks something.
+    pub fn new(memory: GuestMemoryMmap) -> Result<Self, BuildError> {
+        let failed = |call| move |source| BuildError::Kvm { call, source };
+        let kvm = Kvm::new().map_err(BuildError::OpenKvm)?;
+        for cap in [
+            Cap::Irqchip,
+            Cap::Irqfd,
+            Cap::Ioeventfd,
+            Cap::UserMemory,
+            Cap::ImmediateExit,
+        ] {
+            if !kvm.check_extension(cap) {
+                return Err(BuildError::Capability(cap));
+            }
+        }
+        let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        // Memory before everything else: on software KVM a slot costs 0.07 ms now and 7 ms once
+        // there is an interrupt controller.
+        for (slot, region) in (0u32..).zip(memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the region is mapped for as long as `memory` lives, which this VM owns.
+            unsafe { fd.set_user_memory_region(slot) }
+                .map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        fd.set_tss_address(layout::KVM_TSS)
+            .map_err(failed("KVM_SET_TSS_ADDR"))?;
+        fd.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        Ok(Self { kvm, fd, memory })
+    }
+}
+
+/// A VM that was built: its vCPUs are paused at their first instruction.
+pub struct Built {
+    /// The vCPUs. Dropped first: they use all the rest.
+    pub vcpus: Vcpus,
+    /// KVM's side and the memory.
+    pub vm: Vm,
+    /// The kind of host it runs on.
+    pub host_kind: HostKind,
+}
+
+/// Builds the VM that `config` describes. The process is confined to what the VM needs when this
+/// returns; it must have only one thread when it is called.
+///
+/// # Errors
+///
+/// Something is missing or refused; everything made so far is undone.
+pub fn build(config: &VmConfig, end: &Arc<End>, timeline: &Timeline) -> Result<Built, BuildError> {
+    let kernel = open("kernel", &config.boot.kernel)?;
+    let initramfs = config
+        .boot
+        .initramfs
+        .as_deref()
+        .map(|path| open("initramfs", path));
+    let initramfs = initramfs.transpose()?;
+    let console = config.console.as_deref().map(create_console).transpose()?;
+    let memory = allocate_memory(config.memory)?;
+    let vm = Vm::new(memory)?;
+    timeline.reached("KVM ready");
+
+    let (devices, sandbox) = make_devices(config)?;
+    sandbox.enter().map_err(BuildError::Sandbox)?;
+    timeline.reached("shares mounted");
+
+    let mut vcpus = (0..config.vcpus)
+        .map(|id| Vcpu::new(&vm.kvm, &vm.fd, id, config.vcpus))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(BuildError::Vcpu)?;
+    let host_kind = host_kind::probe(&mut vcpus[0], &vm.memory).map_err(BuildError::Probe)?;
+    timeline.reached("host probed");
+
+    let entry = load_kernel(&vm.memory, kernel, &config.boot)?;
+    let initramfs = match (initramfs, &config.boot.initramfs) {
+        (Some(file), Some(path)) => Some(load_initramfs(&vm.memory, file, path)?),
+        _ => None,
+    };
+    timeline.reached("kernel loaded");
+
+    let cmdline = cmdline(config, host_kind, devices.len())?;
+    let bus = attach(&vm, devices)?;
+    long_mode::write_tables(&vm.memory)
+        .and_then(|()| mptable::write(&vm.memory, config.vcpus))
+        .and_then(|()| {
+            boot_params::write(&vm.memory, &cmdline, initramfs, &layout::ram(config.memory))
+        })
+        .map_err(BuildError::Tables)?;
+    for vcpu in &vcpus {
+        vcpu.set_boot_state(entry, layout::ZERO_PAGE)
+            .map_err(BuildError::Vcpu)?;
+    }
+    let buses = Buses {
+        ports: Ports::new(console, Arc::clone(end)),
+        mmio: bus,
+    };
+    let profile = config.profile.as_ref().map(|_| Profile::default());
+    let vcpus = Vcpus::spawn(vcpus, buses, Arc::clone(end), profile).map_err(BuildError::Vcpu)?;
+    timeline.reached("vCPUs ready");
+    Ok(Built {
+        vcpus,
+        vm,
+        host_kind,
+    })
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, BuildError> {
+    File::open(path).map_err(|source| BuildError::Open {
+        what,
+        path: path.into(),
+        source,
+    })
+}
+
+fn create_console(path: &Path) -> Result<File, BuildError> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| BuildError::Open {
+            what: "console",
+            path: path.into(),
+            source,
+        })
+}
+
+fn allocate_memory(size: u64) -> Result<GuestMemoryMmap, BuildError> {
+    let failed = |source| BuildError::Memory { size, source };
+    let ranges = layout::ram(size)
+        .into_iter()
+        .map(|(start, length)| Ok((start, usize::try_from(length).map_err(io::Error::other)?)))
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(failed)?;
+    GuestMemoryMmap::from_ranges(&ranges).map_err(|err| failed(io::Error::other(err)))
+}
+
+type Devices = Vec<Box<dyn VirtioDevice>>;
+
+/// The devices, in the order of their windows, and the root that holds their shares.
+fn make_devices(config: &VmConfig) -> Result<(Devices, Sandbox), BuildError> {
+    let mut devices = Devices::new();
+    if let Some(vsock) = &config.vsock {}
+    devices.push(Box::new(Rng::default()));
+
+    let sockets = config
+        .vsock
+        .as_ref()
+        .and_then(|vsock| vsock.socket.parent());
+    let mount_point = config.control.parent().unwrap_or(Path::new("/"));
+    let sandbox = Sandbox::assemble(mount_point, sockets.as_slice(), &config.shares)
+        .map_err(BuildError::Sandbox)?;
+    for (index, share) in config.shares.iter().enumerate() {
+        // The upper directory of an overlay belongs to this VM alone; a directory is the host's.
+        let sharing = match share.source {
+            ShareSource::Overlay { .. } => Sharing::Exclusive,
+            ShareSource::Directory(_) | ShareSource::File { .. } => Sharing::Shared,
+        };
+        let device = Fs::new(&share.tag, &sandbox.share(index), sharing).map_err(|source| {
+            BuildError::Fs {
+                tag: share.tag.clone(),
+                source,
+            }
+        })?;
+        devices.push(Box::new(device));
+    }
+    if devices.len() > layout::MAX_DEVICES {
+        return Err(BuildError::TooManyDevices(devices.len()));
+    }
+    Ok((devices, sandbox))
+}
+
+fn attach(vm: &Vm, devices: Devices) -> Result<VirtioMmioBus, BuildError> {
+    let mut bus = VirtioMmioBus::default();
+    for (gsi, device) in (layout::FIRST_IRQ..).zip(devices) {
+        let device = VirtioMmio::new(device, vm.memory.clone(), &vm.fd, bus.len(), gsi)
+            .map_err(BuildError::Attach)?;
+        bus.push(device);
+    }
+    Ok(bus)
+}
+
+fn load_kernel(
+    memory: &GuestMemoryMmap,
+    mut kernel: File,
+    boot: &BootConfig,
+) -> Result<GuestAddress, BuildError> {
+    Elf::load(memory, None, &mut kernel, Some(layout::HIGH_RAM))
+        .map(|loaded| loaded.kernel_load)
+        .map_err(|source| BuildError::Kernel {
+            path: boot.kernel.clone(),
+            source,
+        })
+}
+
+/// Puts the initramfs at the end of the memory below the gap, where the kernel expects it least
+/// in its way.
+fn load_initramfs(
+    memory: &GuestMemoryMmap,
+    mut file: File,
+    path: &Path,
+) -> Result<Initramfs, BuildError> {
+    let size = file
+        .metadata()
+        .map_err(|source| BuildError::Open {
+            what: "initramfs",
+            path: path.into(),
+            source,
+        })?
+        .len();
+    let too_large = || BuildError::InitramfsSize {
+        path: path.into(),
+        size,
+    };
+    let region = memory.find_region(layout::HIGH_RAM).ok_or_else(too_large)?;
+    let address = (region.len() / 2)
+        .checked_sub(size)
+        .map(|_| GuestAddress((region.len() - size) / PAGE_SIZE * PAGE_SIZE))
+        .ok_or_else(too_large)?;
+    let length = usize::try_from(size).map_err(|_| too_large())?;
+    let mut slice = region
+        .get_slice(vm_memory::MemoryRegionAddress(address.0), length)
+        .map_err(|_| too_large())?;
+    file.read_exact_volatile(&mut slice)
+        .map_err(|source| BuildError::Initramfs {
+            path: path.into(),
+            source,
+        })?;
+    Ok(Initramfs {
+        address,
+        size: u32::try_from(size).map_err(|_| too_large())?,
+    })
+}
+
+/// The kernel command line: what every host needs, what this kind needs, the devices, and what
+/// the configuration adds.
+fn cmdline(config: &VmConfig, kind: HostKind, devices: usize) -> Result<String, BuildError> {
+    let mut words = vec![
+        // Ends: reboot after a panic at once, by the keyboard controller; tell by pvpanic.
+        "panic=-1 reboot=k".to_owned(),
+        format!("pvpanic={PVPANIC:#x}"),
+        "rdinit=/init".to_owned(),
+    ];
+    if config.console.is_some() {
+        words.push("earlyprintk=serial,ttyS0,115200,keep".into());
+    } else {
+        words.push("quiet".into());
+    }
+    words.push(kind.cmdline().into());
+    for (index, gsi) in (0..devices).zip(layout::FIRST_IRQ..) {
+        let (size, at) = (layout::VIRTIO_MMIO_SIZE, window(index));
+        words.push(format!("virtio_mmio.device={size}@{at:#x}:{gsi}"));
+    }
+    words.push(config.boot.cmdline.clone());
+    words.retain(|word| !word.is_empty());
+    let cmdline = words.join(" ");
+    if cmdline.len() < layout::CMDLINE_MAX {
+        Ok(cmdline)
+    } else {
+        Err(BuildError::Cmdline(cmdline.len()))
+    }
+}

@@ -1,0 +1,204 @@
+//! virtio-fs (virtio 1.2, section 5.11): a directory of the host, served by fuse-backend-rs.
+//!
+//! Requests are handled one after the other in the device's thread. What a guest may reach is
+//! not decided here but by the mount namespace that holds the share's root ([`crate::sandbox`]).
+
+use std::{io, path::Path, sync::Arc, time::Duration};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use fuse_backend_rs::{
+    api::server::Server,
+    passthrough::{CachePolicy, Config, PassthroughFs},
+    transport::{Reader, VirtioFsWriter, Writer},
+};
+use virtio_bindings::{virtio_ids::VIRTIO_ID_FS, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
+use vm_memory::GuestMemoryMmap;
+
+use super::{
+    ActivateError, ActivationContext, Interrupt, VirtQueue, VirtioDevice, Worker, read_config_space,
+};
+use crate::config::MAX_TAG;
+
+/// One queue for urgent requests (FORGET, INTERRUPT) and one for all others.
+const QUEUE_SIZES: [u16; 2] = [16, 128];
+const REQUEST_QUEUES: u32 = 1;
+/// How long a guest may keep names and attributes that nobody else changes.
+const UNCHANGING: Duration = Duration::from_secs(86_400);
+
+type Fuse = Server<Arc<PassthroughFs>>;
+
+/// Who besides the guest may change a share while it is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody: the guest may cache names, attributes and data as long as it likes.
+    Exclusive,
+    /// The host or other guests: the guest asks again.
+    Shared,
+}
+
+/// A virtio-fs device.
+pub struct Fs {
+    name: String,
+    config: Vec<u8>,
+    fuse: Arc<Fuse>,
+    worker: Option<Worker<Active>>,
+}
+
+impl Fs {
+    /// A device that shows the directory `root` under `tag`.
+    ///
+    /// # Errors
+    ///
+    /// The directory cannot be opened.
+    pub fn new(tag: &str, root: &Path, sharing: Sharing) -> io::Result<Self> {
+        let (cache_policy, timeout) = match sharing {
+            Sharing::Exclusive => (CachePolicy::Always, UNCHANGING),
+            Sharing::Shared => (CachePolicy::Auto, Duration::ZERO),
+        };
+        let root_dir = root
+            .to_str()
+            .ok_or(io::ErrorKind::InvalidFilename)?
+            .to_owned();
+        let fs = PassthroughFs::<()>::new(Config {
+            root_dir,
+            cache_policy,
+            entry_timeout: timeout,
+            attr_timeout: timeout,
+            xattr: true,
+            ..Config::default()
+        })?;
+        fs.import()?;
+        let mut config = vec![0; MAX_TAG];
+        config[..tag.len()].copy_from_slice(tag.as_bytes());
+        config.extend(REQUEST_QUEUES.to_le_bytes());
+        let fuse = Arc::new(Server::new(Arc::new(fs)));
+        Ok(Self {
+            name: format!("fs-{tag}"),
+            config,
+            fuse,
+            worker: None,
+        })
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_FS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_RING_F_EVENT_IDX
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_space(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, context: ActivationContext) -> Result<(), ActivateError> {
+        let ActivationContext {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = context;
+        let queues = VirtQueue::exactly(queues)?;
+        let fuse = Arc::clone(&self.fuse);
+        self.worker = Some(Worker::spawn(
+            &self.name,
+            Active {
+                fuse,
+                memory,
+                queues,
+                interrupt,
+            },
+        )?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+struct Active {
+    fuse: Arc<Fuse>,
+    memory: GuestMemoryMmap,
+    queues: [VirtQueue; 2],
+    interrupt: Arc<dyn Interrupt>,
+}
+
+impl Active {
+    /// Answers every request in a queue.
+    fn serve(&mut self, index: usize) -> Result<(), virtio_queue::Error> {
+        let queue = &mut self.queues[index].queue;
+        loop {
+            queue.disable_notification(&self.memory)?;
+            while let Some(chain) = queue.pop_descriptor_chain(&self.memory) {
+                let head = chain.head_index();
+                let written = answer(&self.fuse, &self.memory, chain);
+                queue.add_used(&self.memory, head, written)?;
+                // The requester waits for this one: it is told before the next is taken up.
+                notify(queue, &self.memory, self.interrupt.as_ref())?;
+            }
+            if !queue.enable_notification(&self.memory)? {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn notify(
+    queue: &mut Queue,
+    memory: &GuestMemoryMmap,
+    interrupt: &dyn Interrupt,
+) -> Result<(), virtio_queue::Error> {
+    if queue.needs_notification(memory)? {
+        // Fails only when the VM goes away.
+        let _ = interrupt.used_buffers();
+    }
+    Ok(())
+}
+
+/// Handles one FUSE request; says how many bytes the answer has. A request that is none gets an
+/// empty answer: the guest's driver fails it.
+fn answer(fuse: &Fuse, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> u32 {
+    let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else {
+        return 0;
+    };
+    let Ok(writer) = VirtioFsWriter::new(memory, chain) else {
+        return 0;
+    };
+    match fuse.handle_message(reader, Writer::VirtioFs(writer), None, None) {
+        Ok(written) => u32::try_from(written).unwrap_or(u32::MAX),
+        Err(err) => {
+            log::debug!("virtio-fs: refused a request: {err}");
+            0
+        }
+    }
+}
+
+impl MutEventSubscriber for Active {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let index = events.data() as usize;
+        // The counter only says that there is something: losing it loses nothing.
+        let _ = self.queues[index].kick.read();
+        if let Err(err) = self.serve(index) {
+            // The rings are broken by the guest: its file system hangs, the host is fine.
+            log::warn!("virtio-fs: the driver broke a queue: {err}");
+            let _ = ops.remove(Events::empty(&self.queues[index].kick));
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        for (index, queue) in (0u32..).zip(&self.queues) {
+            if let Err(err) = ops.add(Events::with_data(&queue.kick, index, EventSet::IN)) {
+                log::error!("virtio-fs: failed to wait for the driver: {err}");
+            }
+        }
+    }
+}

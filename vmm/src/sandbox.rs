@@ -1,0 +1,336 @@
+//! What the VMM process can reach of its host: its shares, its sockets, and nothing else.
+//!
+//! The process gets a mount namespace of its own whose root holds only
+//!
+//! | path | what |
+//! |---|---|
+//! | `/shares/N` | root of share N, read-only in the kernel's eyes if the share is |
+//! | directories of the sockets | under their own names, for connections that the guest opens |
+//!
+//! Whatever is mounted here vanishes with the process, however it ends.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, mkdirat, openat},
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
+        OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+        mount_change, move_mount, open_tree, unmount,
+    },
+    process::{chdir, pivot_root},
+    thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities},
+};
+
+use crate::config::{ShareConfig, ShareSource};
+
+/// Failure to confine the process.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// A step that concerns no share failed.
+    #[error("Failed to {step}")]
+    Step {
+        /// What was attempted.
+        step: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A share's source cannot be mounted.
+    #[error("Failed to share {path} as {tag:?}")]
+    Share {
+        /// Its tag.
+        tag: String,
+        /// What was to be shared.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn step(step: &'static str) -> impl FnOnce(rustix::io::Errno) -> SandboxError {
+    move |source| SandboxError::Step {
+        step,
+        source: source.into(),
+    }
+}
+
+/// A root file system that is assembled and not yet entered.
+pub struct Sandbox {
+    root: PathBuf,
+}
+
+impl Sandbox {
+    /// Moves the process into a mount namespace of its own and assembles its root file system on
+    /// `mount_point`, an empty or disposable directory.
+    ///
+    /// # Errors
+    ///
+    /// The process lacks CAP_SYS_ADMIN, or something cannot be mounted.
+    pub fn assemble(
+        mount_point: &Path,
+        sockets: &[&Path],
+        shares: &[ShareConfig],
+    ) -> Result<Self, SandboxError> {
+        // SAFETY: the process has one thread as yet, and no descriptor or path of it depends on
+        // the namespace being shared.
+        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+            .map_err(step("make a mount namespace"))?;
+        mount_change(
+            "/",
+            MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        )
+        .map_err(step("make all mounts private"))?;
+        // Sources first: the new root may hide them.
+        let directories = sockets
+            .iter()
+            .map(|path| Ok((*path, clone_mount(path, false)?)))
+            .collect::<rustix::io::Result<Vec<_>>>()
+            .map_err(step("find the directory of the sockets"))?;
+        let roots = shares
+            .iter()
+            .map(share_root)
+            .collect::<Result<Vec<_>, _>>()?;
+
+        let base = tmpfs().map_err(step("make a root file system"))?;
+        attach(base.as_fd(), CWD, mount_point).map_err(step("mount a root file system"))?;
+        let base = openat(
+            CWD,
+            mount_point,
+            OFlags::PATH | OFlags::DIRECTORY,
+            Mode::empty(),
+        )
+        .map_err(step("open the root file system"))?;
+        for (path, directory) in directories {
+            let relative = path.strip_prefix("/").unwrap_or(path);
+            make_directories(base.as_fd(), relative)
+                .and_then(|()| attach(directory.as_fd(), base.as_fd(), relative))
+                .map_err(step("mount the directory of the sockets"))?;
+        }
+        for (index, root) in roots.iter().enumerate() {
+            place(
+                root,
+                base.as_fd(),
+                &Path::new("shares").join(index.to_string()),
+            )
+            .map_err(step("mount a share"))?;
+        }
+        set_read_only(base.as_fd(), false).map_err(step("make the root file system read-only"))?;
+        Ok(Self {
+            root: mount_point.into(),
+        })
+    }
+
+    /// The root of share `index`, as long as the new root is not entered.
+    #[must_use]
+    pub fn share(&self, index: usize) -> PathBuf {
+        self.root.join("shares").join(index.to_string())
+    }
+
+    /// Makes the assembled root the only one, and gives up every capability that serving files
+    /// does not need.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn enter(self) -> Result<(), SandboxError> {
+        chdir(&self.root).map_err(step("enter the root file system"))?;
+        pivot_root(".", ".").map_err(step("pivot to the root file system"))?;
+        // The old root lies over the new one now.
+        unmount(".", UnmountFlags::DETACH).map_err(step("leave the host's file system"))?;
+        chdir("/").map_err(step("enter the root file system"))?;
+        let kept = CapabilitySet::CHOWN
+            | CapabilitySet::DAC_OVERRIDE
+            | CapabilitySet::DAC_READ_SEARCH
+            | CapabilitySet::FOWNER
+            | CapabilitySet::FSETID
+            | CapabilitySet::MKNOD
+            | CapabilitySet::SETFCAP
+            | CapabilitySet::SETGID
+            | CapabilitySet::SETUID;
+        let sets = CapabilitySets {
+            effective: kept,
+            permitted: kept,
+            inheritable: CapabilitySet::empty(),
+        };
+        rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
+        set_capabilities(None, sets).map_err(step("drop capabilities"))
+    }
+}
+
+/// Root of a share, before it has its place.
+enum ShareRoot {
+    Mount(OwnedFd),
+    /// A file, to be mounted on this name in a directory of its own.
+    File(OwnedFd, String),
+}
+
+fn share_root(share: &ShareConfig) -> Result<ShareRoot, SandboxError> {
+    let failed = |path: &Path| {
+        let (tag, path) = (share.tag.clone(), path.to_owned());
+        move |source: rustix::io::Errno| SandboxError::Share {
+            tag,
+            path,
+            source: source.into(),
+        }
+    };
+    let bind = |path: &Path| {
+        clone_mount(path, true).and_then(|mount| {
+            if share.read_only {
+                set_read_only(mount.as_fd(), true)?;
+            }
+            Ok(mount)
+        })
+    };
+    match &share.source {
+        ShareSource::Directory(path) => {
+            openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+                .and_then(|_| bind(path))
+                .map(ShareRoot::Mount)
+                .map_err(failed(path))
+        }
+        ShareSource::File { path, name } => bind(path)
+            .map(|mount| ShareRoot::File(mount, name.clone()))
+            .map_err(failed(path)),
+        ShareSource::Overlay { lower, upper, work } => {
+            let upper = upper.as_deref().zip(work.as_deref());
+            overlay(lower, upper, share.read_only)
+                .map(ShareRoot::Mount)
+                .map_err(failed(upper.map_or(lower[0].as_path(), |(upper, _)| upper)))
+        }
+    }
+}
+
+fn place(root: &ShareRoot, base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
+    make_directories(base.as_fd(), path)?;
+    match root {
+        ShareRoot::Mount(mount) => attach(mount.as_fd(), base, path),
+        ShareRoot::File(mount, name) => {
+            let path = path.join(name);
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            openat(&base, &path, flags, Mode::RUSR)?;
+            attach(mount.as_fd(), base, &path)
+        }
+    }
+}
+
+fn tmpfs() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "mode", "0755")?;
+    fsconfig_create(context.as_fd())?;
+    fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MOUNT_ATTRIBUTES,
+    )
+}
+
+/// Nothing in a share is a device or a program to the VMM.
+const MOUNT_ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV
+    .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
+    .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
+
+fn overlay(
+    lower: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    read_only: bool,
+) -> rustix::io::Result<OwnedFd> {
+    let attributes = if read_only {
+        MOUNT_ATTRIBUTES | MountAttrFlags::MOUNT_ATTR_RDONLY
+    } else {
+        MOUNT_ATTRIBUTES
+    };
+    let configure = |layer_by_layer: bool| {
+        let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        let set = |key: &str, value: &Path| fsconfig_set_string(context.as_fd(), key, value);
+        if layer_by_layer {
+            lower.iter().try_for_each(|layer| set("lowerdir+", layer))?;
+        } else {
+            let layers: Vec<_> = lower.iter().map(|layer| escape(layer)).collect();
+            set("lowerdir", Path::new(&layers.join(":")))?;
+        }
+        if let Some((upper, work)) = upper {
+            set("upperdir", upper)?;
+            set("workdir", work)?;
+        }
+        fsconfig_create(context.as_fd())?;
+        fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    // Linux 6.5 learned "lowerdir+"; before, the whole list is one string of at most 255 bytes.
+    match configure(true) {
+        Err(rustix::io::Errno::INVAL) => configure(false),
+        done => done,
+    }
+}
+
+/// A layer's path as it stands in the list of `lowerdir`.
+fn escape(layer: &Path) -> String {
+    layer
+        .to_string_lossy()
+        .replace('\\', "\\\\")
+        .replace(':', "\\:")
+}
+
+fn clone_mount(path: &Path, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, path, flags)
+}
+
+fn attach(mount: impl AsFd, base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
+    move_mount(
+        mount,
+        "",
+        base,
+        path,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+/// Makes a mount read-only, with all mounts below it if asked.
+fn set_read_only(mount: impl AsFd, recursive: bool) -> rustix::io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the descriptor and both pointers are valid for the call, and the size is that of
+    // the structure; the kernel only reads them.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(
+            rustix::io::Errno::from_io_error(&io::Error::last_os_error())
+                .unwrap_or(rustix::io::Errno::INVAL),
+        )
+    }
+}
+
+fn make_directories(base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
+    let mut made = PathBuf::new();
+    for part in path {
+        made.push(part);
+        match mkdirat(&base, &made, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Ok(())
+}
