@@ -27,7 +27,7 @@ use crate::{
         VirtioDevice,
         fs::{Fs, Sharing},
         rng::Rng,
-        //VS vsock::{Vsock, VsockError},
+        vsock::{Vsock, VsockError},
     },
     end::End,
     host_kind::{self, ProbeError},
@@ -115,7 +115,7 @@ pub enum BuildError {
     Sandbox(#[source] SandboxError),
     /// The vsock device cannot be made.
     #[error("Failed to make the vsock device")]
-    Vsock(#[source] io::Error),
+    Vsock(#[source] VsockError),
     /// A virtio-fs device cannot be made.
     #[error("Failed to make the virtio-fs device {tag:?}")]
     Fs {
@@ -309,7 +309,10 @@ type Devices = Vec<Box<dyn VirtioDevice>>;
 /// The devices, in the order of their windows, and the root that holds their shares.
 fn make_devices(config: &VmConfig) -> Result<(Devices, Sandbox), BuildError> {
     let mut devices = Devices::new();
-    if let Some(vsock) = &config.vsock {}
+    if let Some(vsock) = &config.vsock {
+        let device = Vsock::new(vsock.cid, &vsock.socket).map_err(BuildError::Vsock)?;
+        devices.push(Box::new(device));
+    }
     devices.push(Box::new(Rng::default()));
 
     let sockets = config
@@ -342,7 +345,9 @@ fn make_devices(config: &VmConfig) -> Result<(Devices, Sandbox), BuildError> {
 fn attach(vm: &Vm, devices: Devices) -> Result<VirtioMmioBus, BuildError> {
     let mut bus = VirtioMmioBus::default();
     for (gsi, device) in (layout::FIRST_IRQ..).zip(devices) {
-        let device = VirtioMmio::new(device, vm.memory.clone(), &vm.fd, bus.len(), gsi)
+        let device = VirtioMmio::new(device, vm.memory.clone()).map_err(BuildError::Attach)?;
+        device
+            .register(&vm.fd, bus.len(), gsi)
             .map_err(BuildError::Attach)?;
         bus.push(device);
     }

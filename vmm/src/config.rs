@@ -303,3 +303,104 @@ fn socket_path(at: &str, path: &Path) -> Result<(), ConfigError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> VmConfig {
+        VmConfig {
+            version: VERSION,
+            name: "test".into(),
+            vcpus: 1,
+            memory: 128 << 20,
+            boot: BootConfig {
+                kernel: "/vmlinux".into(),
+                initramfs: Some("/initramfs.cpio".into()),
+                cmdline: String::new(),
+            },
+            control: "/run/vm/control.sock".into(),
+            vsock: Some(VsockConfig {
+                cid: 3,
+                socket: "/run/vm/vsock.sock".into(),
+            }),
+            shares: vec![ShareConfig {
+                tag: "rootfs".into(),
+                source: ShareSource::Overlay {
+                    lower: vec!["/layer".into()],
+                    upper: Some("/upper".into()),
+                    work: Some("/work".into()),
+                },
+                read_only: false,
+            }],
+            console: None,
+            start_paused: false,
+            profile: None,
+        }
+    }
+
+    #[test]
+    fn a_document_survives_the_way_through_json() {
+        let json = serde_json::to_vec(&config()).unwrap();
+        assert_eq!(VmConfig::from_json(&json).unwrap(), config());
+    }
+
+    #[test]
+    fn another_version_is_named_even_if_its_fields_differ() {
+        let err = VmConfig::from_json(br#"{"version": 9, "wings": 2}"#).unwrap_err();
+        assert!(matches!(err, ConfigError::Version(9)), "{err}");
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_refused_by_field() {
+        type Spoil = fn(&mut VmConfig);
+        let cases: [(&str, Spoil); 14] = [
+            ("vcpus", |c| c.vcpus = 0),
+            ("vcpus", |c| c.vcpus = MAX_VCPUS + 1),
+            ("memory", |c| c.memory = MIN_MEMORY - PAGE_SIZE),
+            ("memory", |c| c.memory += 1),
+            ("boot.kernel", |c| c.boot.kernel = "vmlinux".into()),
+            ("boot.cmdline", |c| c.boot.cmdline = "a\nb".into()),
+            ("control", |c| {
+                c.control = format!("/{}", "x".repeat(100)).into();
+            }),
+            ("vsock.cid", |c| c.vsock.as_mut().unwrap().cid = 2),
+            ("shares[1].tag", |c| c.shares.push(c.shares[0].clone())),
+            ("shares[0].tag", |c| {
+                c.shares[0].tag = "t".repeat(MAX_TAG + 1);
+            }),
+            ("shares[0].source.lower", |c| {
+                c.shares[0].source = ShareSource::Overlay {
+                    lower: vec![],
+                    upper: None,
+                    work: None,
+                };
+            }),
+            ("shares[0].source", |c| {
+                c.shares[0].source = ShareSource::Overlay {
+                    lower: vec!["/a".into()],
+                    upper: None,
+                    work: None,
+                };
+            }),
+            ("shares[0].source", |c| {
+                c.shares[0].source = ShareSource::Directory("a".into());
+            }),
+            ("shares[0].source.name", |c| {
+                c.shares[0].source = ShareSource::File {
+                    path: "/etc/passwd".into(),
+                    name: "..".into(),
+                };
+            }),
+        ];
+        config().validate().unwrap();
+        for (name, spoil) in cases {
+            let mut config = config();
+            spoil(&mut config);
+            match config.validate() {
+                Err(ConfigError::Field { field, .. }) => assert_eq!(field, name),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+    }
+}

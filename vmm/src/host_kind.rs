@@ -39,10 +39,10 @@ const PROBE: [u8; 18] = [
     0xf4, // hlt
 ];
 
-/// What the kernel must do without on software KVM: features whose instructions the interpreter
-/// does not know (in the kernel: cmpxchg16b, clac/stac, xsave, popcnt), and string instructions
-/// that it runs byte by byte. Names as in /proc/cpuinfo.
-const SOFTWARE_CMDLINE: &str = "clearcpuid=cx16,smap,smep,xsave,popcnt,erms,fsrm";
+/// Makes our kernel hide from itself what the interpreter does not know (cmpxchg16b, clac, stac,
+/// xsave, popcnt) or runs byte by byte (rep stosb, rep movsb), and leave out what it cannot do:
+/// see guest-kernel/patches.
+const SOFTWARE_CMDLINE: &str = "emulated_kernel";
 
 /// Failure to find out.
 #[derive(Debug, thiserror::Error)]

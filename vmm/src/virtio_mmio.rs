@@ -79,38 +79,28 @@ pub struct VirtioMmio {
 }
 
 impl VirtioMmio {
-    /// Puts `device` into window `index` of the bus and on interrupt `gsi`.
+    /// The registers of `device`, which works on `memory`.
     ///
     /// # Errors
     ///
-    /// The host has no more event descriptors, or KVM refuses them.
+    /// The host has no more event descriptors.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
-        vm: &VmFd,
-        index: usize,
-        gsi: u32,
     ) -> Result<Self, TransportError> {
         let event = || EventFd::new(EFD_NONBLOCK).map_err(TransportError::EventFd);
-        let irq = event()?;
-        vm.register_irqfd(&irq, gsi)
-            .map_err(TransportError::Register)?;
-        let doorbell = window(index) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY);
         let mut queues = Vec::new();
         let mut kicks = Vec::new();
-        for (number, &size) in (0u32..).zip(device.queue_sizes()) {
+        for &size in device.queue_sizes() {
             queues.push(Queue::new(size).map_err(|_| TransportError::QueueSize(size))?);
-            let kick = event()?;
-            vm.register_ioevent(&kick, &IoEventAddress::Mmio(doorbell), number)
-                .map_err(TransportError::Register)?;
-            kicks.push(kick);
+            kicks.push(event()?);
         }
         Ok(Self {
             device,
             memory,
             interrupt: Arc::new(MmioInterrupt {
                 status: AtomicU32::new(0),
-                irq,
+                irq: event()?,
             }),
             queues,
             kicks,
@@ -120,6 +110,22 @@ impl VirtioMmio {
             driver_features: 0,
             queue_select: 0,
             active: false,
+        })
+    }
+
+    /// Lets KVM turn the device's event into interrupt `gsi`, and the guest's writes to the
+    /// doorbell of window `index` into events, without an exit to the VMM.
+    ///
+    /// # Errors
+    ///
+    /// KVM refuses.
+    pub fn register(&self, vm: &VmFd, index: usize, gsi: u32) -> Result<(), TransportError> {
+        vm.register_irqfd(&self.interrupt.irq, gsi)
+            .map_err(TransportError::Register)?;
+        let doorbell = IoEventAddress::Mmio(window(index) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY));
+        (0u32..).zip(&self.kicks).try_for_each(|(queue, kick)| {
+            vm.register_ioevent(kick, &doorbell, queue)
+                .map_err(TransportError::Register)
         })
     }
 
@@ -385,4 +391,160 @@ fn low(value: u64) -> u32 {
 
 fn high(value: u64) -> u32 {
     low(value >> 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::devices::ActivateError;
+
+    const FEATURE: u64 = 1 << 5;
+    const READY: u32 = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
+
+    /// A device that says what happens to it.
+    struct Recorder {
+        log: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl VirtioDevice for Recorder {
+        fn device_type(&self) -> u32 {
+            42
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[16, 8]
+        }
+
+        fn features(&self) -> u64 {
+            FEATURE
+        }
+
+        fn read_config(&self, offset: u64, data: &mut [u8]) {
+            crate::devices::read_config_space(b"config", offset, data);
+        }
+
+        fn activate(&mut self, context: ActivationContext) -> Result<(), ActivateError> {
+            let sizes: Vec<_> = context
+                .queues
+                .iter()
+                .map(|queue| queue.queue.size())
+                .collect();
+            self.log.lock().unwrap().push(format!("activate {sizes:?}"));
+            Ok(())
+        }
+
+        fn reset(&mut self) {
+            self.log.lock().unwrap().push("reset".into());
+        }
+    }
+
+    fn device() -> (VirtioMmio, Arc<Mutex<Vec<String>>>) {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let device = Box::new(Recorder {
+            log: Arc::clone(&log),
+        });
+        (VirtioMmio::new(device, memory).unwrap(), log)
+    }
+
+    fn get(device: &VirtioMmio, register: u32) -> u32 {
+        let mut data = [0; 4];
+        device.read(register.into(), &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn set(device: &mut VirtioMmio, register: u32, value: u32) {
+        device.write(register.into(), &value.to_le_bytes());
+    }
+
+    fn negotiate(device: &mut VirtioMmio, features: u64) {
+        for (select, value) in [(0, low(features)), (1, high(features))] {
+            set(device, VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
+            set(device, VIRTIO_MMIO_DRIVER_FEATURES, value);
+        }
+        set(device, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_FEATURES_OK);
+    }
+
+    fn set_up_queues(device: &mut VirtioMmio) {
+        for (index, size, at) in [(0, 8, 0x1000), (1, 8, 0x4000)] {
+            set(device, VIRTIO_MMIO_QUEUE_SEL, index);
+            set(device, VIRTIO_MMIO_QUEUE_NUM, size);
+            set(device, VIRTIO_MMIO_QUEUE_DESC_LOW, at);
+            set(device, VIRTIO_MMIO_QUEUE_AVAIL_LOW, at + 0x1000);
+            set(device, VIRTIO_MMIO_QUEUE_USED_LOW, at + 0x2000);
+            set(device, VIRTIO_MMIO_QUEUE_READY, 1);
+        }
+    }
+
+    #[test]
+    fn a_driver_finds_the_device_and_activates_it_once() {
+        let (mut device, log) = device();
+        assert_eq!(get(&device, VIRTIO_MMIO_MAGIC_VALUE), 0x7472_6976);
+        assert_eq!(get(&device, VIRTIO_MMIO_DEVICE_ID), 42);
+        negotiate(&mut device, FEATURE | 1 << VIRTIO_F_VERSION_1);
+        set_up_queues(&mut device);
+        set(&mut device, VIRTIO_MMIO_STATUS, READY);
+        set(&mut device, VIRTIO_MMIO_STATUS, READY);
+        assert_eq!(*log.lock().unwrap(), ["activate [8, 8]"]);
+        set(&mut device, VIRTIO_MMIO_STATUS, 0);
+        assert_eq!(*log.lock().unwrap(), ["activate [8, 8]", "reset"]);
+        assert_eq!(get(&device, VIRTIO_MMIO_STATUS), 0);
+    }
+
+    #[test]
+    fn features_that_were_not_offered_are_refused() {
+        for features in [FEATURE, 1 << 6 | 1 << VIRTIO_F_VERSION_1] {
+            let (mut device, _) = device();
+            negotiate(&mut device, features);
+            assert_eq!(
+                get(&device, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_FEATURES_OK,
+                0
+            );
+        }
+    }
+
+    #[test]
+    fn queues_outside_of_memory_ask_for_a_reset() {
+        let (mut device, log) = device();
+        negotiate(&mut device, 1 << VIRTIO_F_VERSION_1);
+        set_up_queues(&mut device);
+        set(&mut device, VIRTIO_MMIO_QUEUE_USED_HIGH, 1);
+        set(&mut device, VIRTIO_MMIO_STATUS, READY);
+        assert!(log.lock().unwrap().is_empty());
+        let status = get(&device, VIRTIO_MMIO_STATUS);
+        assert_eq!(
+            status & VIRTIO_CONFIG_S_NEEDS_RESET,
+            VIRTIO_CONFIG_S_NEEDS_RESET
+        );
+        assert_eq!(
+            get(&device, VIRTIO_MMIO_INTERRUPT_STATUS),
+            VIRTIO_MMIO_INT_CONFIG
+        );
+        set(
+            &mut device,
+            VIRTIO_MMIO_INTERRUPT_ACK,
+            VIRTIO_MMIO_INT_CONFIG,
+        );
+        assert_eq!(get(&device, VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+    }
+
+    #[test]
+    fn odd_accesses_harm_nothing() {
+        let (mut device, _) = device();
+        for size in [0, 1, 2, 3, 8] {
+            for offset in [0, 3, 0x34, 0x50, 0xfc, 0x100, 0x105, 0x106, 0xfff, u64::MAX] {
+                device.write(offset, &vec![0xff; size]);
+                device.read(offset, &mut vec![0; size]);
+            }
+        }
+        set(&mut device, VIRTIO_MMIO_QUEUE_SEL, u32::MAX);
+        assert_eq!(get(&device, VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
+        set(&mut device, VIRTIO_MMIO_QUEUE_NUM, 3);
+        set(&mut device, VIRTIO_MMIO_QUEUE_NOTIFY, 77);
+        let mut config = [0; 4];
+        device.read(0x104, &mut config);
+        assert_eq!(config, *b"ig\0\0");
+    }
 }
