@@ -12,6 +12,7 @@
 
 pub mod fs;
 pub mod rng;
+pub mod vsock;
 mod worker;
 
 use std::{io, sync::Arc};
