@@ -18,6 +18,7 @@ mod credit;
 mod handshake;
 mod muxer;
 mod packet;
+mod reactor;
 #[cfg(test)]
 mod tests;
 

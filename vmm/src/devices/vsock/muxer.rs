@@ -9,7 +9,7 @@ use std::{
     ffi::OsString,
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        fd::{AsRawFd, RawFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
@@ -17,17 +17,10 @@ use std::{
 };
 
 use rustix::{
-    event::{
-        Timespec,
-        epoll::{self, CreateFlags, Event, EventData, EventFlags},
-    },
+    event::epoll::EventFlags,
     io::Errno,
     net::{
         AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, socket_with,
-    },
-    time::{
-        Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create,
-        timerfd_settime,
     },
 };
 
@@ -35,6 +28,7 @@ use super::{
     connection::{Connection, Fate},
     handshake::{Handshake, Progress},
     packet::*,
+    reactor::Reactor,
 };
 
 /// Most connections at a time, those included that only wait for the host to read.
@@ -63,13 +57,7 @@ const MAX_WINDOWS: usize = 128;
 /// Our ports for connections from the host: from here up.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
-/// Grain of the deadlines.
-const TICK: Timespec = Timespec {
-    tv_sec: 1,
-    tv_nsec: 0,
-};
-
-/// What the epoll instance calls the listening socket, the timer, and the first of the others.
+/// What the reactor calls the listening socket. The timer and the others come after it.
 const LISTENER: u64 = 0;
 const TIMER: u64 = 1;
 const FIRST_ID: u64 = 2;
@@ -79,9 +67,7 @@ pub struct Muxer {
     guest_cid: u64,
     path: PathBuf,
     listener: UnixListener,
-    epoll: OwnedFd,
-    timer: OwnedFd,
-    timer_armed: bool,
+    reactor: Reactor,
     /// The listening socket may have more programs than were accepted.
     may_accept: bool,
     next_id: u64,
@@ -102,7 +88,7 @@ pub struct Muxer {
 struct Peer {
     connection: Connection,
     is_ready: bool,
-    /// epoll reports when the socket takes more.
+    /// The reactor reports when the socket takes more.
     awaits_room: bool,
 }
 
@@ -122,30 +108,13 @@ impl Muxer {
     /// An epoll instance or a timer could not be made, or the listener is no socket.
     pub fn new(guest_cid: u32, listener: UnixListener, path: &Path) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let timer = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?;
-        epoll::add(
-            &epoll,
-            &listener,
-            EventData::new_u64(LISTENER),
-            EventFlags::IN | EventFlags::ET,
-        )?;
-        epoll::add(
-            &epoll,
-            &timer,
-            EventData::new_u64(TIMER),
-            EventFlags::IN | EventFlags::ET,
-        )?;
+        let reactor = Reactor::new(TIMER)?;
+        reactor.watch(LISTENER, &listener)?;
         Ok(Self {
             guest_cid: u64::from(guest_cid),
             path: path.into(),
             listener,
-            epoll,
-            timer,
-            timer_armed: false,
+            reactor,
             may_accept: true,
             next_id: FIRST_ID,
             next_port: FIRST_HOST_PORT,
@@ -235,26 +204,14 @@ impl Muxer {
     /// Serves the sockets that have something to say, and the deadlines. To be called when the
     /// muxer's own descriptor is readable.
     pub fn dispatch(&mut self) {
-        let mut events = Vec::with_capacity(64);
-        let now = Timespec::default();
-        let waited = epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            Some(&now),
-        );
-        if let Err(err) = waited {
-            if err != Errno::INTR {
-                self.complain("epoll instance lost");
-            }
+        let Ok(events) = self.reactor.poll() else {
+            self.complain("epoll instance lost");
             return;
-        }
-        for Event { flags, data } in events {
-            match data.u64() {
+        };
+        for (id, flags) in events {
+            match id {
                 LISTENER => self.may_accept = true,
-                TIMER => {
-                    self.timer_armed = false;
-                    self.expire(Instant::now());
-                }
+                TIMER => self.expire(Instant::now()),
                 id => self.socket_event(id, flags),
             }
         }
@@ -283,7 +240,7 @@ impl Muxer {
             .values()
             .any(|peer| peer.connection.deadline.is_some());
         if waiting || !self.handshakes.is_empty() {
-            self.arm_timer();
+            self.reactor.arm_timer();
         }
     }
 
@@ -306,7 +263,7 @@ impl Muxer {
                 Err(err) => {
                     // Out of descriptors, probably: another event will be the next occasion.
                     log::warn!("Failed to accept a connection to the vsock socket: {err}");
-                    self.arm_timer();
+                    self.reactor.arm_timer();
                     return;
                 }
             }
@@ -315,13 +272,13 @@ impl Muxer {
 
     fn greet(&mut self, stream: UnixStream) {
         let id = self.new_id();
-        if let Err(err) = self.watch(id, &stream) {
+        if let Err(err) = self.reactor.watch(id, &stream) {
             log::warn!("Failed to watch a connection to the vsock socket: {err}");
             return;
         }
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         self.handshakes.insert(id, Handshake::new(stream, deadline));
-        self.arm_timer();
+        self.reactor.arm_timer();
         self.shake_hands(id);
     }
 
@@ -382,7 +339,7 @@ impl Muxer {
             }
         };
         let id = self.new_id();
-        if let Err(err) = self.watch(id, &stream) {
+        if let Err(err) = self.reactor.watch(id, &stream) {
             log::warn!("Failed to watch host port {}: {err}", ports.host);
             self.refuse(request);
             return;
@@ -410,12 +367,6 @@ impl Muxer {
         let id = self.next_id;
         self.next_id += 1;
         id
-    }
-
-    /// Edge-triggered, so that a socket whose data the guest cannot take yet does not wake us.
-    fn watch(&self, id: u64, stream: &UnixStream) -> io::Result<()> {
-        epoll::add(&self.epoll, stream, EventData::new_u64(id), READ_EVENTS)?;
-        Ok(())
     }
 
     fn next_window(&self) -> u32 {
@@ -484,20 +435,15 @@ impl Muxer {
         let awaits_room = peer.connection.wants_to_write();
         if awaits_room != peer.awaits_room {
             peer.awaits_room = awaits_room;
-            let events = if awaits_room {
-                READ_EVENTS | EventFlags::OUT
-            } else {
-                READ_EVENTS
-            };
-            let data = EventData::new_u64(id);
-            if let Err(err) = epoll::modify(&self.epoll, &peer.connection, data, events) {
+            let watched = self.reactor.watch_room(id, &peer.connection, awaits_room);
+            if let Err(err) = watched {
                 log::warn!("Failed to watch a vsock connection: {err}");
                 self.settle(id, Fate::Dead);
                 return;
             }
         }
         if has_deadline {
-            self.arm_timer();
+            self.reactor.arm_timer();
         }
     }
 
@@ -542,19 +488,6 @@ impl Muxer {
         }
     }
 
-    fn arm_timer(&mut self) {
-        if !self.timer_armed {
-            let once = Itimerspec {
-                it_interval: Timespec::default(),
-                it_value: TICK,
-            };
-            match timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once) {
-                Ok(_) => self.timer_armed = true,
-                Err(err) => log::warn!("Failed to set the vsock timer: {err}"),
-            }
-        }
-    }
-
     /// Logs that the guest misbehaves. Once: it could go on for ever.
     pub(super) fn complain(&mut self, what: &str) {
         if !self.complained {
@@ -564,13 +497,8 @@ impl Muxer {
     }
 }
 
-/// What epoll reports of every connection.
-const READ_EVENTS: EventFlags = EventFlags::IN
-    .union(EventFlags::RDHUP)
-    .union(EventFlags::ET);
-
 impl AsRawFd for Muxer {
     fn as_raw_fd(&self) -> RawFd {
-        self.epoll.as_fd().as_raw_fd()
+        self.reactor.as_raw_fd()
     }
 }

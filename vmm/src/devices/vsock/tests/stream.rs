@@ -414,7 +414,8 @@ fn many_connections_do_not_disturb_each_other() {
     let mut driver = Driver::new();
     let mut clients: Vec<(UnixStream, Ports)> = (0..20).map(|port| driver.connect(port)).collect();
     for (client, ports) in &mut clients {
-        write!(client, "to {}", ports.guest).unwrap();
+        let data = format!("to {}", ports.guest);
+        client.write_all(data.as_bytes()).unwrap();
     }
     for _ in 0..clients.len() {
         let (header, data) = driver.receive();
