@@ -1,1 +1,53 @@
-//! e2e tests.
+//! End-to-end tests: real images in real VMs, through the built binaries, as a user runs them.
+//!
+//! `make e2e ARGS=name` runs those whose names contain `name`. With `HRUN_E2E_FULL=1` the long
+//! forms run: 100 starts instead of 20, 64 MiB through a pipe instead of 8.
+#![forbid(unsafe_code)]
+
+mod cleanup;
+mod debian;
+mod doctor;
+mod environment;
+mod errors;
+mod image;
+mod resources;
+mod run;
+mod signals;
+mod stdio;
+mod terminal;
+mod volumes;
+
+use std::process::ExitCode;
+
+use tests::Suite;
+
+/// Names tests by module and function.
+macro_rules! tests {
+    ($($function:ident),* $(,)?) => {
+        [$(tests::Test::new(concat!(module_path!(), "::", stringify!($function)), $function)),*]
+    };
+}
+pub(crate) use tests;
+
+fn main() -> ExitCode {
+    let topics = [
+        run::tests(),
+        environment::tests(),
+        stdio::tests(),
+        signals::tests(),
+        terminal::tests(),
+        volumes::tests(),
+        resources::tests(),
+        image::tests(),
+        debian::tests(),
+        cleanup::tests(),
+        errors::tests(),
+        doctor::tests(),
+    ];
+    Suite::run(topics.into_iter().flatten().collect())
+}
+
+/// Whether the long forms of tests are wanted.
+fn full() -> bool {
+    std::env::var_os("HRUN_E2E_FULL").is_some_and(|value| value == "1")
+}
