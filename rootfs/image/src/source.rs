@@ -1,0 +1,232 @@
+//! Where images are loaded from: OCI layouts and docker's archives, as directories or tar files.
+
+mod docker;
+mod file;
+mod oci;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::manifest::{Compression, Config, ManifestError};
+use crate::progress::Notes;
+use crate::{Digest, Limits, Reference};
+
+pub(crate) use file::{Blob, Files, ListError};
+
+/// An image that a source offers. Manifest and configuration are read and verified, layers not.
+pub(crate) struct Candidate {
+    pub(crate) names: Vec<Reference>,
+    /// The manifest as stored; docker's archives have none.
+    pub(crate) manifest: Option<Vec<u8>>,
+    pub(crate) config_bytes: Vec<u8>,
+    pub(crate) config: Config,
+    /// Bottom first.
+    pub(crate) layers: Vec<LayerSource>,
+}
+
+/// A layer blob in the source.
+pub(crate) struct LayerSource {
+    /// Name of its file.
+    pub(crate) file: String,
+    /// Digest and size if the source states them.
+    pub(crate) expected: Option<(Digest, u64)>,
+    /// None if the source does not say.
+    pub(crate) compression: Option<Compression>,
+}
+
+/// Why a source gives no image.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The path as such cannot be read.
+    #[error("Failed to open {}", path.display())]
+    Open {
+        /// What was to be loaded.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Neither of the known formats.
+    #[error(
+        "{} is neither an OCI layout (index.json, oci-layout) nor a docker archive \
+         (manifest.json), as made by `docker save`, `podman save`, `skopeo copy`, `umoci`",
+        path.display()
+    )]
+    Unknown {
+        /// What was to be loaded.
+        path: PathBuf,
+    },
+    /// A file in the source cannot be read.
+    #[error("Failed to read {file} in {}", path.display())]
+    Read {
+        /// What is being loaded.
+        path: PathBuf,
+        /// The file in it.
+        file: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// It names a file that is not there.
+    #[error("{file} is missing in {}", path.display())]
+    Missing {
+        /// What is being loaded.
+        path: PathBuf,
+        /// The file.
+        file: String,
+    },
+    /// A document is too large to be one.
+    #[error("{file} in {} has {bytes} bytes, more than the limit of {limit}", path.display())]
+    TooLarge {
+        /// What is being loaded.
+        path: PathBuf,
+        /// The file.
+        file: String,
+        /// Its size.
+        bytes: u64,
+        /// [`Limits::manifest_bytes`].
+        limit: u64,
+    },
+    /// A blob is not what its descriptor says.
+    #[error("{file} in {} is damaged: it is {found}", path.display())]
+    Mismatch {
+        /// What is being loaded.
+        path: PathBuf,
+        /// The file.
+        file: String,
+        /// Digest, or size, that it has.
+        found: String,
+    },
+    /// A document makes no sense.
+    #[error("{file} in {} cannot be used", path.display())]
+    Document {
+        /// What is being loaded.
+        path: PathBuf,
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        source: ManifestError,
+    },
+    /// An image for other machines only.
+    #[error("{} has no image for {wanted}, only for {}", path.display(), found.join(", "))]
+    Platform {
+        /// What is being loaded.
+        path: PathBuf,
+        /// What was looked for.
+        wanted: String,
+        /// What there is.
+        found: Vec<String>,
+    },
+    /// An index that holds nothing.
+    #[error("{} holds no image", path.display())]
+    Empty {
+        /// What is being loaded.
+        path: PathBuf,
+    },
+    /// Indexes in indexes in indexes.
+    #[error("{} has too many indexes within indexes", path.display())]
+    Nested {
+        /// What is being loaded.
+        path: PathBuf,
+    },
+}
+
+/// An opened source.
+pub(crate) struct Source {
+    path: PathBuf,
+    files: Files,
+    limits: Limits,
+}
+
+impl Source {
+    /// Opens a directory or an uncompressed, seekable archive.
+    pub(crate) fn open(path: &Path, files: Files, limits: &Limits) -> Self {
+        Self {
+            path: path.to_owned(),
+            files,
+            limits: limits.clone(),
+        }
+    }
+
+    /// All images in the source that are for this machine.
+    pub(crate) fn images(&self, notes: &mut Notes<'_>) -> Result<Vec<Candidate>, SourceError> {
+        // Newer versions of `docker save` write both; the layout says more.
+        if self.has("oci-layout")? && self.has("index.json")? {
+            self.oci_images(notes)
+        } else if self.has("manifest.json")? {
+            self.docker_images(notes)
+        } else {
+            Err(SourceError::Unknown {
+                path: self.path.clone(),
+            })
+        }
+    }
+
+    /// Opens a blob of a size to be seen.
+    pub(crate) fn blob(&self, file: &str) -> Result<Blob, SourceError> {
+        match self.files.open(file) {
+            Ok(Some(blob)) => Ok(blob),
+            Ok(None) => Err(SourceError::Missing {
+                path: self.path.clone(),
+                file: file.to_owned(),
+            }),
+            Err(source) => Err(self.unreadable(file, source)),
+        }
+    }
+
+    pub(crate) fn unreadable(&self, file: &str, source: io::Error) -> SourceError {
+        SourceError::Read {
+            path: self.path.clone(),
+            file: file.to_owned(),
+            source,
+        }
+    }
+
+    pub(crate) fn mismatch(&self, file: &str, found: &impl ToString) -> SourceError {
+        SourceError::Mismatch {
+            path: self.path.clone(),
+            file: file.to_owned(),
+            found: found.to_string(),
+        }
+    }
+
+    fn has(&self, file: &str) -> Result<bool, SourceError> {
+        let found = self
+            .files
+            .open(file)
+            .map_err(|source| self.unreadable(file, source))?;
+        Ok(found.is_some())
+    }
+
+    /// Reads a whole document.
+    fn document(&self, file: &str) -> Result<Vec<u8>, SourceError> {
+        let blob = self.blob(file)?;
+        let limit = self.limits.manifest_bytes;
+        if blob.size() > limit {
+            return Err(SourceError::TooLarge {
+                path: self.path.clone(),
+                file: file.to_owned(),
+                bytes: blob.size(),
+                limit,
+            });
+        }
+        blob.read_all()
+            .map_err(|source| self.unreadable(file, source))
+    }
+
+    fn unusable(&self, file: &str, source: ManifestError) -> SourceError {
+        SourceError::Document {
+            path: self.path.clone(),
+            file: file.to_owned(),
+            source,
+        }
+    }
+}
+
+/// The name of this machine's architecture in images.
+fn host_architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        other => other,
+    }
+}

@@ -1,0 +1,168 @@
+//! Directories in `tmp/` for work in progress, and the end of those that crashed commands left.
+
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{Store, StoreError};
+use crate::trash::Trash;
+
+/// A directory in `tmp/` that belongs to this process; removed with its contents on drop.
+pub(crate) struct Workspace {
+    path: PathBuf,
+    /// Locked: tells other processes that the owner is alive.
+    directory: File,
+    trash: PathBuf,
+}
+
+impl Workspace {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A place on the same file system for what is to be deleted; empty, for one user at a time.
+    pub(crate) fn trash(&self) -> io::Result<Trash> {
+        Ok(Trash::new(File::open(&self.trash)?.into()))
+    }
+
+    /// Writes everything on the store's file system to the disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.directory)?)
+    }
+
+    /// Takes over `path`, unless a living process owns it.
+    fn claim(path: PathBuf) -> io::Result<Option<Self>> {
+        let directory = match File::open(&path) {
+            Ok(directory) => directory,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(err) => return Err(err),
+        };
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            other => other?,
+        }
+        let trash = tempfile::Builder::new()
+            .prefix("trash-")
+            .tempdir_in(&path)?
+            .keep();
+        Ok(Some(Self {
+            path,
+            directory,
+            trash,
+        }))
+    }
+
+    fn delete(&self) -> io::Result<()> {
+        let mut trash = self.trash()?;
+        let directory: OwnedFd = self.directory.try_clone()?.into();
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.path() != self.trash {
+                let name = CString::new(entry.file_name().as_bytes())?;
+                trash.discard(&directory, &name)?;
+            }
+        }
+        fs::remove_dir(&self.trash)?;
+        fs::remove_dir(&self.path)
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        // What cannot be deleted now is a leftover for the next command.
+        let _ = self.delete();
+    }
+}
+
+impl Store {
+    /// Makes a workspace. The caller holds the store's lock, so that nobody takes it for a
+    /// leftover before it is flocked.
+    pub(super) fn new_workspace(&self) -> Result<Workspace, StoreError> {
+        let tmp = self.tmp_path();
+        let make = || {
+            let path = tempfile::Builder::new()
+                .prefix("w")
+                .tempdir_in(&tmp)?
+                .keep();
+            Workspace::claim(path)?.ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock))
+        };
+        make().map_err(|err| self.failed("make a working directory in", &tmp, err))
+    }
+
+    /// Removes what crashed commands left: their workspaces, and what they renamed into place
+    /// without naming it in the index.
+    pub(super) fn clear_leftovers(&self) -> Result<(), StoreError> {
+        let tmp = self.tmp_path();
+        let read = || fs::read_dir(&tmp).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        // The usual case costs no lock.
+        if read()
+            .map_err(|err| self.failed("read", &tmp, err))?
+            .is_empty()
+        {
+            return Ok(());
+        }
+        let lock = self.lock(rustix::fs::FlockOperation::LockExclusive)?;
+        let mut dead = Vec::new();
+        for entry in read().map_err(|err| self.failed("read", &tmp, err))? {
+            let path = entry.path();
+            if let Some(workspace) =
+                Workspace::claim(path).map_err(|err| self.failed("clear", &tmp, err))?
+            {
+                dead.push(workspace);
+            }
+        }
+        if let Some(workspace) = dead.first() {
+            self.set_orphans_aside(&self.read_index()?, workspace)?;
+        }
+        drop(lock);
+        // The workspaces are deleted here, without the lock.
+        drop(dead);
+        Ok(())
+    }
+
+    /// Moves blobs and layers that `index` does not name into `workspace`, to be deleted with it.
+    /// The caller holds the store's lock.
+    pub(super) fn set_orphans_aside(
+        &self,
+        index: &crate::index::Index,
+        workspace: &Workspace,
+    ) -> Result<(), StoreError> {
+        let blobs = index.blobs();
+        self.set_aside(&self.blobs_path(), "blobs", workspace, |name| {
+            blobs.contains(name)
+        })?;
+        self.set_aside(&self.layers_path(), "layers", workspace, |name| {
+            index.layers.contains_key(name)
+        })
+    }
+
+    fn set_aside(
+        &self,
+        directory: &Path,
+        kind: &str,
+        workspace: &Workspace,
+        keep: impl Fn(&str) -> bool,
+    ) -> Result<(), StoreError> {
+        let aside = workspace.path().join(format!("orphan-{kind}"));
+        let run = || {
+            for entry in fs::read_dir(directory)? {
+                let name = entry?.file_name();
+                if name.to_str().is_some_and(&keep) {
+                    continue;
+                }
+                if !aside.exists() {
+                    DirBuilder::new().mode(0o700).create(&aside)?;
+                }
+                fs::rename(directory.join(&name), aside.join(&name))?;
+            }
+            Ok(())
+        };
+        run().map_err(|err| self.failed("clear", directory, err))
+    }
+}
