@@ -414,6 +414,9 @@ fn cmdline(config: &VmConfig, kind: HostKind, devices: usize) -> Result<String, 
         "panic=-1 reboot=k".to_owned(),
         format!("pvpanic={PVPANIC:#x}"),
         "rdinit=/init".to_owned(),
+        // Taking the LOCK prefixes out for a single CPU patches thousands of places, and putting
+        // them back when a second CPU comes online does so again.
+        "noreplace-smp".to_owned(),
     ];
     if config.console.is_some() {
         words.push("earlyprintk=serial,ttyS0,115200,keep".into());
