@@ -22,7 +22,7 @@ use std::{
 };
 
 use rustix::{
-    event::epoll::EventFlags,
+    event::{PollFd, PollFlags, Timespec, epoll::EventFlags, poll},
     io::Errno,
     net::{RecvFlags, SendFlags, recv, send},
 };
@@ -403,7 +403,7 @@ impl Connection {
         let mut target = room.subslice(0, room.len().min(credit)).ok()?;
         loop {
             match self.stream.as_fd().read_volatile(&mut target) {
-                Ok(0) => self.host_ended = true,
+                Ok(0) => self.end_of_file(),
                 Ok(length) => {
                     let length = bytes(length);
                     self.credit.send(length);
@@ -413,11 +413,22 @@ impl Connection {
                     Some(Errno::INTR) => continue,
                     Some(Errno::AGAIN) => self.readable = false,
                     // Reset by a peer that had not read everything: nothing comes any more.
-                    _ => self.host_ended = true,
+                    _ => self.end_of_file(),
                 },
                 Err(_) => self.host_ended = true,
             }
             return None;
+        }
+    }
+
+    /// The host sends no more. Most often it is gone altogether, of which epoll may tell later:
+    /// asking now saves the guest a second SHUTDOWN.
+    fn end_of_file(&mut self) {
+        self.host_ended = true;
+        let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
+        let polled = poll(&mut fds, Some(&Timespec::default()));
+        if polled.is_ok() && fds[0].revents().contains(PollFlags::HUP) {
+            self.stop_writing();
         }
     }
 
