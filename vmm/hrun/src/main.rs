@@ -1,2 +1,54 @@
-//! Placeholder.
-fn main() {}
+//! `hrun`: runs every container in its own lightweight virtual machine.
+//!
+//! Here begins and ends the process: arguments come in, the exit status is decided.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod cli;
+mod commands;
+mod container;
+mod dirs;
+mod exit;
+mod hint;
+mod host;
+mod memory;
+mod options;
+mod parts;
+mod poll;
+mod relay;
+mod sandbox;
+mod session;
+mod signals;
+mod spec;
+mod table;
+mod terminal;
+mod timeline;
+mod translate;
+mod volumes;
+
+use std::process::ExitCode;
+
+use cli::Invocation;
+use timeline::Timeline;
+
+fn main() -> ExitCode {
+    let timeline = Timeline::new();
+    let invocation = match Invocation::parse(std::env::args_os()) {
+        Ok(invocation) => invocation,
+        Err(refused) => return refused.print(),
+    };
+    let for_run = invocation.is_run();
+    match commands::execute(invocation, timeline) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            let chain = table::printable(&format!("{error:#}"));
+            // Standard error may be gone: the status still says what is to be said.
+            let mut text = format!("hrun: {chain}\n");
+            if let Some(hint) = hint::for_error(&error) {
+                text.push_str(&format!("hint: {hint}\n"));
+            }
+            exit::print_error(&text);
+            ExitCode::from(exit::status_of(&error, for_run))
+        }
+    }
+}

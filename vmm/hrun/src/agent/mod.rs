@@ -1,0 +1,9 @@
+//! The agent in the guest, as seen from the host: connections to it, requests and events.
+
+mod connection;
+mod control;
+#[cfg(test)]
+pub(crate) mod fake;
+
+pub(crate) use connection::{ConnectError, acknowledgement, connect};
+pub(crate) use control::{Control, ControlError};

@@ -1,0 +1,75 @@
+//! How the loading of an image looks: a bar for each blob on a terminal, notes otherwise.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use image::{Digest, Progress};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::{exit, table};
+
+/// Digits of a digest that are shown.
+const SHORT: usize = 12;
+
+/// Bars on standard error, if that is a terminal.
+pub(super) struct Bars {
+    all: MultiProgress,
+    bars: Mutex<HashMap<String, ProgressBar>>,
+}
+
+impl Bars {
+    /// Bars, or nothing at all if they are not wanted.
+    pub(super) fn new(shown: bool) -> Self {
+        // On anything but a terminal indicatif draws nothing by itself.
+        let target = if shown {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        Self {
+            all: MultiProgress::with_draw_target(target),
+            bars: Mutex::default(),
+        }
+    }
+
+    fn with_bar(&self, what: &Digest, action: impl FnOnce(&ProgressBar)) {
+        let bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bar) = bars.get(what.digest()) {
+            action(bar);
+        }
+    }
+}
+
+impl Progress for Bars {
+    fn started(&self, what: &Digest, total_bytes: u64) {
+        let style = ProgressStyle::with_template(
+            "{prefix} [{bar:30}] {binary_bytes:>11}/{binary_total_bytes:<11} {msg}",
+        )
+        .expect("the template is valid")
+        .progress_chars("=> ");
+        let short: String = what.digest().chars().take(SHORT).collect();
+        let bar = self.all.add(
+            ProgressBar::new(total_bytes)
+                .with_style(style)
+                .with_prefix(short),
+        );
+        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        bars.insert(what.digest().to_owned(), bar);
+    }
+
+    fn advanced(&self, what: &Digest, bytes: u64) {
+        self.with_bar(what, |bar| bar.inc(bytes));
+    }
+
+    fn finished(&self, what: &Digest) {
+        self.with_bar(what, |bar| bar.finish_with_message("done"));
+    }
+
+    fn note(&self, message: &str) {
+        // The message may carry names from the archive.
+        let line = format!("note: {}\n", table::printable(message));
+        self.all.suspend(|| exit::print_error(&line));
+    }
+}

@@ -1,0 +1,57 @@
+//! The commands, one file each.
+
+mod completions;
+mod doctor;
+pub(crate) mod image;
+pub(crate) mod ps;
+pub(crate) mod rm;
+pub(crate) mod run;
+
+use std::io::{self, Write};
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::{
+    cli::{Command, Invocation},
+    timeline::Timeline,
+};
+
+/// Carries a command out and gives hrun's exit status.
+pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Result<u8> {
+    match invocation.command {
+        Command::Run(args) => run::execute(&args, invocation.implied_run.as_deref(), timeline),
+        Command::Ps(args) => done(ps::execute(&args)),
+        Command::Rm(args) => done(rm::execute(&args)),
+        Command::Image(command) => done(image::execute(&command)),
+        Command::Images(args) => done(image::ls(&args)),
+        Command::Load(args) => done(image::load(&args)),
+        Command::Rmi(args) => done(image::rm(&args)),
+        Command::Doctor(args) => doctor::execute(args.format),
+        Command::Completions { shell } => done(completions::execute(shell)),
+        Command::Version => done(print(&format!("hrun {}\n", env!("CARGO_PKG_VERSION")))),
+    }
+}
+
+fn done(result: anyhow::Result<()>) -> anyhow::Result<u8> {
+    result.map(|()| 0)
+}
+
+/// Writes a result to standard output. Who stopped reading has seen enough.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("Failed to write to standard output"),
+    }
+}
+
+/// Writes a result for programs.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value).context("Failed to make JSON")?;
+    text.push('\n');
+    print(&text)
+}

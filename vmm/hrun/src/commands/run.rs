@@ -1,0 +1,228 @@
+//! `hrun run`: a command in a new container, in a VM of its own.
+//!
+//! [`execute`] is the recipe of a start, step by step; each step undoes itself if a later one
+//! fails.
+
+mod args;
+
+use std::{env, path::Path, sync::Arc, time::Duration};
+
+use agent_protocol::{ExitStatus, Stdio};
+use anyhow::{Context, anyhow};
+use image::{FindError, Image, Store};
+
+pub(crate) use args::{RunArgs, TimelineFormat};
+
+use crate::{
+    agent::ControlError,
+    container::{Containers, NewRecord, VmmIdentity},
+    dirs::Dirs,
+    exit,
+    host::{self, HostError},
+    parts::Parts,
+    sandbox::{Claim, Sandbox},
+    session::{self, SessionError, Start},
+    signals::Signals,
+    spec::{Process, RunOptions},
+    terminal,
+    timeline::Timeline,
+    translate::{self, Places, Ready},
+    volumes::ReadyVolume,
+};
+
+/// How long a VM may take to become ready unless `HRUN_BOOT_TIMEOUT` says otherwise: a busy
+/// machine that interprets the guest's kernel is slow.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A word that stands for nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("{word:?} is neither a command of hrun nor an image in the store")]
+pub(crate) struct ImageOrCommand {
+    word: String,
+}
+
+/// The VM ended under the container.
+#[derive(Debug, thiserror::Error)]
+#[error("The container's VM ended: {0}")]
+struct VmLost(crate::sandbox::Ended);
+
+/// Runs a container; `implied` is the word in the place of a command that was taken for an image.
+pub(crate) fn execute(
+    args: &RunArgs,
+    implied: Option<&str>,
+    timeline: Timeline,
+) -> anyhow::Result<u8> {
+    let timeline = Arc::new(timeline);
+    let result = run(args, implied, &timeline);
+    if let Some(format) = args.timeline {
+        timeline.mark("hrun done");
+        exit::print_error(&match format {
+            TimelineFormat::Table => timeline.table(),
+            TimelineFormat::Json => timeline.json() + "\n",
+        });
+    }
+    result
+}
+
+fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyhow::Result<u8> {
+    let options = args.validate()?;
+    let dirs = Dirs::from_env()?;
+    host::require_root()?;
+    // From here on every way out passes the drops below.
+    let mut signals = Signals::catch().context("Failed to catch signals")?;
+
+    let store = super::image::open_store(&dirs)?;
+    let image = find_image(&store, &options.image, implied)?;
+    let _in_use = store.use_image(&image)?;
+    let process = Process::resolve(&options, image.config.config().as_ref())?;
+    timeline.mark("image found");
+
+    host::require_kvm()?;
+    let parts = Parts::find()?;
+    let input = input(&options)?;
+
+    let containers = Containers::open(&dirs)?;
+    let record = NewRecord {
+        image: options.image.clone(),
+        image_id: image.id.to_string(),
+        command: process.args.clone(),
+        auto_remove: args.rm,
+    };
+    let mut container = containers.create(record, args.name.as_deref())?;
+    let layers = image.layers();
+    let top = layers.first().context("The image has no layers")?;
+    let writable = container.create_layer(top)?;
+    let volumes = options
+        .volumes
+        .iter()
+        .map(|volume| ReadyVolume::prepare(volume, &dirs))
+        .collect::<Result<Vec<_>, _>>()?;
+    timeline.mark("container directory made");
+
+    let hostname = options
+        .hostname
+        .clone()
+        .unwrap_or_else(|| container.record().id.short().to_owned());
+    let name = container.record().name.clone();
+    let ready = Ready {
+        name: &name,
+        hostname: &hostname,
+        options: &options,
+        process: &process,
+        layers,
+        writable: &writable,
+        volumes: &volumes,
+    };
+    let places = Places {
+        control: container.control_socket(),
+        vsock: container.vsock_socket(),
+        console: absolute(args.console.as_deref())?,
+        profile: absolute(args.profile.as_deref())?,
+    };
+    let config = translate::vm_config(&ready, &parts, &places);
+    config.validate()?;
+
+    let claim = Claim {
+        parts: &parts,
+        timeline,
+        timeout: boot_timeout()?,
+    };
+    let sandbox = Sandbox::claim(&config, &claim, &mut signals, |vmm| {
+        Ok(container.running(VmmIdentity::of(vmm.pid())?)?)
+    })?;
+
+    let stdio = stdio(&options);
+    let start = Start {
+        actions: translate::start_actions(&ready, stdio)
+            .context("Failed to read random numbers for the guest")?,
+        process: translate::PROCESS,
+        stdio,
+        input,
+        proxy_signals: args.sig_proxy,
+    };
+    let outcome = session::run(sandbox.vsock(), start, &mut signals, timeline);
+    let (code, outcome) = finish(sandbox, outcome);
+    timeline.mark("VM ended");
+    match code {
+        Some(code) => container.settle(code)?,
+        // Nothing has run: nothing stays.
+        None => drop(container),
+    }
+    outcome
+}
+
+/// Takes the VM apart. Gives the status to be written down, if anything ran, and hrun's own.
+fn finish(
+    sandbox: Sandbox,
+    outcome: Result<(crate::agent::Control, ExitStatus), SessionError>,
+) -> (Option<u8>, anyhow::Result<u8>) {
+    match outcome {
+        Ok((mut control, status)) => {
+            let code = status.code();
+            let ended = sandbox
+                .shutdown(&mut control)
+                .context("Failed to end the container's VM");
+            (Some(code), ended.map(|()| code))
+        }
+        Err(SessionError::Control(ControlError::Closed)) => {
+            let lost = match sandbox.post_mortem() {
+                Ok(ended) => anyhow::Error::new(VmLost(ended)),
+                Err(error) => anyhow::Error::new(error).context("The container's VM ended"),
+            };
+            (Some(exit::HRUN_FAILED), Err(lost))
+        }
+        Err(error) => {
+            // The process may go on: the VM ends with its owner, right here.
+            drop(sandbox);
+            let error = anyhow::Error::new(error);
+            let code = exit::status_of(&error, true);
+            ((code != exit::HRUN_FAILED).then_some(code), Err(error))
+        }
+    }
+}
+
+fn find_image(store: &Store, name: &str, implied: Option<&str>) -> anyhow::Result<Image> {
+    match (store.find(name), implied) {
+        (Err(FindError::NotFound { .. }), Some(word)) => {
+            Err(anyhow!(ImageOrCommand { word: word.into() }))
+        }
+        (found, _) => Ok(found?),
+    }
+}
+
+/// Whether standard input goes to the container. A terminal does with `-t` alone as well: what
+/// else would somebody at the keyboard expect?
+fn input(options: &RunOptions) -> Result<bool, HostError> {
+    let terminal = terminal::stdin_is_terminal();
+    if options.tty && options.interactive && !terminal {
+        return Err(HostError::NoTerminal);
+    }
+    Ok(options.interactive || (options.tty && terminal))
+}
+
+fn stdio(options: &RunOptions) -> Stdio {
+    if options.tty {
+        Stdio::Terminal(terminal::window_size())
+    } else {
+        Stdio::Pipes {
+            stdin: options.interactive,
+        }
+    }
+}
+
+fn absolute(path: Option<&Path>) -> anyhow::Result<Option<std::path::PathBuf>> {
+    path.map(|path| {
+        std::path::absolute(path).with_context(|| format!("{} is no path", path.display()))
+    })
+    .transpose()
+}
+
+fn boot_timeout() -> anyhow::Result<Duration> {
+    match env::var("HRUN_BOOT_TIMEOUT") {
+        Err(_) => Ok(BOOT_TIMEOUT),
+        Ok(text) => text
+            .parse()
+            .map(Duration::from_secs)
+            .map_err(|_| anyhow!("HRUN_BOOT_TIMEOUT is {text:?}, which is no number of seconds")),
+    }
+}

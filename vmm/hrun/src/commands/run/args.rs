@@ -1,0 +1,219 @@
+//! The options of `hrun run`, as they are typed, and what they mean.
+
+use std::{env, path::PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{ArgAction, ValueEnum};
+use vmm::config::MAX_VCPUS;
+
+use crate::{
+    options::{env as environment, size, ulimit, volume},
+    spec::{self, RunOptions},
+};
+
+/// Less does not hold the container's share of a kernel at work, in bytes.
+const MIN_MEMORY: u64 = 32 << 20;
+
+/// More than any guest of ours can be given, in bytes.
+const MAX_MEMORY: u64 = 1 << 39;
+
+const EXAMPLES: &str = "\
+Examples:
+  hrun run --rm busybox uname -r
+  echo hello | hrun run --rm -i busybox cat
+  hrun run --rm -it -v ./src:/src -w /src debian bash
+  hrun run --name db --memory 1g --cpus 2 -e POSTGRES_PASSWORD postgres
+  hrun run --rm --timeline busybox true
+
+The exit status is the command's own; 125 if hrun failed, 126 if the command cannot be executed,
+127 if it does not exist, 128 plus the number of a signal that ended it.";
+
+/// What docker's users know, with docker's letters.
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    disable_help_flag = true,
+    after_help = EXAMPLES,
+    override_usage = "hrun run [OPTIONS] IMAGE [CMD...]"
+)]
+pub(crate) struct RunArgs {
+    /// Pass standard input on to the command
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// Remove the container when its command ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Name the container; otherwise it is given one
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Set an environment variable; without a value, take it from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    pub(crate) env: Vec<String>,
+    /// Set the environment variables of a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Work in this directory of the container
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// Run as this user: name or number, with :group if wanted
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Show a file or directory (./x, /x) or a named volume (x) in the container
+    #[arg(short, long, value_name = "SRC:DST[:ro]")]
+    pub(crate) volume: Vec<String>,
+    /// Host name of the container [default: its short identifier]
+    #[arg(short = 'h', long)]
+    pub(crate) hostname: Option<String>,
+    /// Run this instead of the image's entrypoint; "" for none
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) entrypoint: Option<String>,
+    /// Make the container's root file system read-only
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Memory that the container sees, such as 512m or 2g
+    #[arg(short, long, value_name = "SIZE", default_value = "256m")]
+    pub(crate) memory: String,
+    /// CPUs that the container sees
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(crate) cpus: String,
+    /// Limit a resource of the command, such as nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    pub(crate) ulimit: Vec<String>,
+    /// Pass signals sent to hrun on to the command
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) sig_proxy: bool,
+    /// Tell on standard error where the time went
+    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true,
+          default_missing_value = "table", help_heading = "Debugging")]
+    pub(crate) timeline: Option<TimelineFormat>,
+    /// Write the guest kernel's boot log to a file; slows the boot down
+    #[arg(long, value_name = "FILE", help_heading = "Debugging")]
+    pub(crate) console: Option<PathBuf>,
+    /// Write a profile of where the guest's CPUs were to a file
+    #[arg(long, value_name = "FILE", help_heading = "Debugging")]
+    pub(crate) profile: Option<PathBuf>,
+    /// Print help
+    #[arg(long, action = ArgAction::Help)]
+    pub(crate) help: Option<bool>,
+    /// The image, and what to run in it instead of what it says itself
+    #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"], num_args = 1..)]
+    pub(crate) words: Vec<String>,
+}
+
+/// Form of the timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TimelineFormat {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+impl RunArgs {
+    /// Turns what was typed into what it means.
+    pub(super) fn validate(&self) -> anyhow::Result<RunOptions> {
+        let (image, command) = self.words.split_first().context("No image is named")?;
+        let own = |name: &str| env::var(name).ok();
+        let mut edits = Vec::new();
+        for file in &self.env_file {
+            edits.extend(environment::read_file(file, own)?);
+        }
+        for variable in &self.env {
+            edits.push(environment::parse(variable, own)?);
+        }
+        if let Some(hostname) = &self.hostname {
+            spec::check_hostname(hostname)?;
+        }
+        Ok(RunOptions {
+            image: image.clone(),
+            command: command.to_vec(),
+            entrypoint: self.entrypoint.clone(),
+            env: edits,
+            workdir: self.workdir.clone(),
+            user: self.user.clone(),
+            volumes: self.volumes()?,
+            hostname: self.hostname.clone(),
+            read_only: self.read_only,
+            rlimits: self
+                .ulimit
+                .iter()
+                .map(|limit| ulimit::parse(limit))
+                .collect::<Result<_, _>>()?,
+            memory: memory(&self.memory)?,
+            cpus: cpus(&self.cpus)?,
+            interactive: self.interactive,
+            tty: self.tty,
+        })
+    }
+
+    fn volumes(&self) -> anyhow::Result<Vec<volume::Volume>> {
+        if self.volume.is_empty() {
+            return Ok(Vec::new());
+        }
+        let cwd = env::current_dir().context("Failed to find out the working directory")?;
+        let volumes = self
+            .volume
+            .iter()
+            .map(|text| volume::parse(text, &cwd))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(volume::order(volumes)?)
+    }
+}
+
+fn memory(text: &str) -> anyhow::Result<u64> {
+    let bytes = size::parse(text)?;
+    if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
+        bail!(
+            "Invalid memory size {text:?}: a VM needs {} and gets {} at most",
+            size::format(MIN_MEMORY),
+            size::format(MAX_MEMORY)
+        );
+    }
+    Ok(bytes)
+}
+
+/// A VM has whole CPUs. A fraction would be a limit on the time they run, which is not there yet:
+/// it is refused rather than rounded up in silence.
+fn cpus(text: &str) -> anyhow::Result<u8> {
+    if let Ok(count) = text.parse::<u8>()
+        && (1..=MAX_VCPUS).contains(&count)
+    {
+        return Ok(count);
+    }
+    match text.parse::<f64>() {
+        Ok(number) if number > 0.0 && number.fract() != 0.0 && number <= f64::from(MAX_VCPUS) => {
+            bail!(
+                "Invalid number of CPUs {text:?}: a VM has whole ones, so ask for {}",
+                number.ceil()
+            )
+        }
+        _ => bail!("Invalid number of CPUs {text:?}: it must be 1 to {MAX_VCPUS}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_what_a_vm_can_have() {
+        assert_eq!(memory("256m").unwrap(), 256 << 20);
+        assert_eq!(memory("1g").unwrap(), 1 << 30);
+        for bad in ["0", "31m", "1024t", "much"] {
+            assert!(memory(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpus_are_whole_and_a_fraction_is_told_what_to_ask_for() {
+        assert_eq!(cpus("1").unwrap(), 1);
+        assert_eq!(cpus("32").unwrap(), 32);
+        assert!(cpus("1.5").unwrap_err().to_string().ends_with("ask for 2"));
+        for bad in ["0", "33", "-1", "NaN", "inf", "1e9", ""] {
+            assert!(cpus(bad).is_err(), "{bad}");
+        }
+    }
+}

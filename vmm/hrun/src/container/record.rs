@@ -1,0 +1,210 @@
+//! What is written down about a container, `state.json`, and how it is written: at once or not
+//! at all.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Id, vmm_process::VmmIdentity};
+
+/// Version of the file. A record of another version is left alone.
+const VERSION: u32 = 1;
+const FILE: &str = "state.json";
+const NEW_FILE: &str = "state.json.new";
+
+/// A container, as written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    version: u32,
+    /// Its identifier.
+    pub(crate) id: Id,
+    /// Its name, unique in the store.
+    pub(crate) name: String,
+    /// The image as the user named it.
+    pub(crate) image: String,
+    /// The image's identifier.
+    pub(crate) image_id: String,
+    /// What runs in it.
+    pub(crate) command: Vec<String>,
+    /// When it was made, in seconds since the Unix epoch.
+    pub(crate) created: u64,
+    /// Vanish when the command ends (`--rm`).
+    pub(crate) auto_remove: bool,
+    /// Where its sockets are while it runs.
+    pub(crate) runtime_dir: PathBuf,
+    /// How it is.
+    pub(crate) status: Status,
+}
+
+/// How a container is, as written down: only who holds its lock is truly alive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub(crate) enum Status {
+    /// It was made; nothing has run in it.
+    Created,
+    /// Its VM runs.
+    Running {
+        /// The process of its VM.
+        vmm: VmmIdentity,
+    },
+    /// Its command has ended.
+    Exited {
+        /// With this status, if anybody saw it.
+        code: Option<u8>,
+        /// When, in seconds since the Unix epoch.
+        finished: u64,
+    },
+}
+
+/// What a new record says.
+#[derive(Debug, Clone)]
+pub(crate) struct NewRecord {
+    pub(crate) image: String,
+    pub(crate) image_id: String,
+    pub(crate) command: Vec<String>,
+    pub(crate) auto_remove: bool,
+}
+
+/// What the directory of a container holds for a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// This one.
+    Record(Box<Record>),
+    /// None: the container was never completed, or is being removed.
+    Nothing,
+    /// One that this hrun cannot read.
+    Unreadable,
+}
+
+impl Record {
+    pub(crate) fn new(
+        new: NewRecord,
+        id: Id,
+        name: String,
+        runtime_dir: PathBuf,
+        now: u64,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            id,
+            name,
+            image: new.image,
+            image_id: new.image_id,
+            command: new.command,
+            created: now,
+            auto_remove: new.auto_remove,
+            runtime_dir,
+            status: Status::Created,
+        }
+    }
+
+    /// Writes it into the container's directory: after a crash there is the old one or the new.
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
+        let new = dir.join(NEW_FILE);
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        // Who asked for --rm wants nothing back after a power cut: no need to wait for the disk.
+        if !self.auto_remove {
+            file.sync_all()?;
+        }
+        fs::rename(&new, dir.join(FILE))?;
+        if !self.auto_remove {
+            File::open(dir)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Reads the record of a container's directory.
+    pub(crate) fn read(dir: &Path) -> io::Result<Found> {
+        let json = match fs::read(dir.join(FILE)) {
+            Ok(json) => json,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) => return Err(error),
+        };
+        Ok(match serde_json::from_slice::<Self>(&json) {
+            Ok(record) if record.version == VERSION => Found::Record(Box::new(record)),
+            _ => Found::Unreadable,
+        })
+    }
+
+    /// Takes the record away: what is left of the container is then garbage.
+    pub(crate) fn erase(dir: &Path) -> io::Result<()> {
+        match fs::remove_file(dir.join(FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let new = NewRecord {
+            image: "busybox".into(),
+            image_id: "sha256:0".into(),
+            command: vec!["sh".into()],
+            auto_remove: false,
+        };
+        Record::new(new, Id::random().unwrap(), "a_b".into(), "/run/x".into(), 7)
+    }
+
+    fn read(dir: &Path) -> Record {
+        match Record::read(dir).unwrap() {
+            Found::Record(record) => *record,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_record_survives_the_way_to_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = record();
+        for status in [
+            Status::Created,
+            Status::Running {
+                vmm: VmmIdentity {
+                    pid: 9,
+                    start_ticks: 8,
+                },
+            },
+            Status::Exited {
+                code: Some(3),
+                finished: 4,
+            },
+        ] {
+            record.status = status;
+            record.write(dir.path()).unwrap();
+            assert_eq!(read(dir.path()), record);
+        }
+    }
+
+    #[test]
+    fn a_crash_while_writing_leaves_the_old_record() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = record();
+        record.write(dir.path()).unwrap();
+        fs::write(dir.path().join(NEW_FILE), b"{\"versi").unwrap();
+        assert_eq!(read(dir.path()), record);
+        record.write(dir.path()).unwrap();
+        assert!(!dir.path().join(NEW_FILE).exists());
+    }
+
+    #[test]
+    fn no_record_and_a_foreign_one_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Record::read(dir.path()).unwrap(), Found::Nothing);
+        let mut foreign = record();
+        foreign.version += 1;
+        foreign.write(dir.path()).unwrap();
+        assert_eq!(Record::read(dir.path()).unwrap(), Found::Unreadable);
+        Record::erase(dir.path()).unwrap();
+        Record::erase(dir.path()).unwrap();
+        assert_eq!(Record::read(dir.path()).unwrap(), Found::Nothing);
+    }
+}

@@ -1,0 +1,88 @@
+//! hrun's own terminal: raw mode, undone on every way out, and the size of the window.
+
+use std::{
+    io, panic,
+    sync::{Mutex, Once, PoisonError},
+};
+
+use agent_protocol::WindowSize;
+use rustix::{
+    fd::{AsFd, BorrowedFd},
+    stdio,
+    termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr},
+};
+
+/// What a terminal has been since the seventies, for when there is none to ask.
+const DEFAULT_SIZE: WindowSize = WindowSize {
+    rows: 24,
+    columns: 80,
+};
+
+/// How standard input's terminal was before it became raw.
+static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
+
+/// Standard input's terminal passes every key on, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct RawTerminal(());
+
+impl RawTerminal {
+    /// Puts the terminal of standard input into raw mode.
+    pub(crate) fn enter() -> io::Result<Self> {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            // A release build aborts at a panic: nothing is dropped.
+            let report = panic::take_hook();
+            panic::set_hook(Box::new(move |info| {
+                restore();
+                report(info);
+            }));
+        });
+        let original = tcgetattr(stdio::stdin())?;
+        let mut raw = original.clone();
+        raw.make_raw();
+        *ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner) = Some(original);
+        let terminal = Self(());
+        tcsetattr(stdio::stdin(), OptionalActions::Now, &raw)?;
+        Ok(terminal)
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        restore();
+    }
+}
+
+fn restore() {
+    let original = ORIGINAL
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
+    if let Some(original) = original {
+        // Not "drain": that waits for ever on a terminal that was stopped with Ctrl-S. If it
+        // fails the terminal is gone, and there is nothing to restore.
+        let _ = tcsetattr(stdio::stdin(), OptionalActions::Now, &original);
+    }
+}
+
+/// Whether standard input is a terminal.
+pub(crate) fn stdin_is_terminal() -> bool {
+    isatty(stdio::stdin())
+}
+
+/// The size of the terminal that hrun has on any of its standard streams.
+pub(crate) fn window_size() -> WindowSize {
+    [stdio::stdin(), stdio::stdout(), stdio::stderr()]
+        .into_iter()
+        .find_map(size_of)
+        .unwrap_or(DEFAULT_SIZE)
+}
+
+fn size_of(terminal: BorrowedFd<'_>) -> Option<WindowSize> {
+    let size = tcgetwinsize(terminal.as_fd()).ok()?;
+    // Terminals that do not know say zero.
+    (size.ws_row > 0 && size.ws_col > 0).then_some(WindowSize {
+        rows: size.ws_row,
+        columns: size.ws_col,
+    })
+}
