@@ -1,2 +1,6 @@
-//! Placeholder.
-fn main() {}
+//! `/init` of the guest.
+#![forbid(unsafe_code)]
+
+fn main() {
+    agent::run();
+}

@@ -12,11 +12,12 @@ fn golden<T>(message: &T, wire: &str)
 where
     T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
 {
-    let frame = encode(message).unwrap();
+    let frame = encode(message).expect("a message of the tests fits a frame");
     assert_eq!(hex(&frame), wire.replace(' ', ""));
     let mut decoder = Decoder::new();
     decoder.feed(&frame);
-    assert_eq!(decoder.next::<T>().unwrap().as_ref(), Some(message));
+    let decoded = decoder.next::<T>().expect("what was encoded decodes");
+    assert_eq!(decoded.as_ref(), Some(message));
 }
 
 #[track_caller]

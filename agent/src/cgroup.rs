@@ -1,0 +1,88 @@
+//! The cgroup of a container: every process of the container is born in it.
+//!
+//! Boundary: version 2 only. No controller is switched on: the VM itself is the limit, and a
+//! memory controller would charge every page.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use rustix::fs::{self, AtFlags, Mode, OFlags};
+
+/// A cgroup of the agent's making; removed when this value is dropped and it is empty.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    parent: Rc<OwnedFd>,
+    name: String,
+    dir: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes a cgroup below `parent`, a directory of a cgroup2 file system.
+    pub(crate) fn new(parent: &Rc<OwnedFd>, name: String) -> io::Result<Self> {
+        fs::mkdirat(parent, &name, Mode::from_raw_mode(0o755))?;
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = fs::openat(parent, &name, flags, Mode::empty())?;
+        Ok(Self {
+            parent: Rc::clone(parent),
+            name,
+            dir,
+        })
+    }
+
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Ends every process at once.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        let file = self.open("cgroup.kill", OFlags::WRONLY)?;
+        rustix::io::write(file, b"1")?;
+        Ok(())
+    }
+
+    /// The processes in it.
+    pub(crate) fn processes(&self) -> io::Result<Vec<u32>> {
+        let file = self.open("cgroup.procs", OFlags::RDONLY)?;
+        let mut content = Vec::new();
+        io::Read::read_to_end(&mut std::fs::File::from(file), &mut content)?;
+        Ok(parse_processes(&content))
+    }
+
+    fn open(&self, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+        Ok(fs::openat(
+            &self.dir,
+            name,
+            flags | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Left behind if it is not empty: nothing else can be done about it.
+        let _ = fs::unlinkat(&self.parent, &self.name, AtFlags::REMOVEDIR);
+    }
+}
+
+/// One number a line; 0 stands for processes of other pid namespaces.
+fn parse_processes(content: &[u8]) -> Vec<u32> {
+    content
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| std::str::from_utf8(line).ok()?.parse().ok())
+        .filter(|pid| *pid != 0)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_are_one_a_line() {
+        assert_eq!(parse_processes(b"12\n0\n345\n"), [12, 345]);
+        assert!(parse_processes(b"").is_empty());
+        assert!(parse_processes(b"x\n-1\n99999999999\n").is_empty());
+    }
+}

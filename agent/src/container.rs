@@ -1,0 +1,468 @@
+//! A container: namespaces, the usual mounts, a root file system, and a process that waits to
+//! become the container's first.
+//!
+//! Everything that does not depend on the container, a [`Sandbox`], is made before anybody asks
+//! for it: it costs a template's boot, not a container's start. What is left for [`Container`] is
+//! to mount the root file system, move the prepared mounts into it and change roots.
+//!
+//! What the container gets is docker's default, with what a VM of its own makes needless left
+//! out: `/sys` and `/sys/fs/cgroup` are read-only and the capabilities are docker's fourteen, so
+//! that software behaves alike, but `/proc` is not masked: the kernel behind it belongs to the
+//! container alone. There is no user namespace; the network is the VM's.
+//!
+//! Boundary: what runs in a container is in `process`.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use agent_protocol::{Mount, ProcessId, Source};
+use rustix::fs::{self, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    self, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+use rustix::process;
+
+use crate::cgroup::Cgroup;
+use crate::paths::{self, Missing};
+use crate::sys::{self, Stack, Twin};
+
+/// Failure to set a container up.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContainerError {
+    #[error("Failed to {action} {what}")]
+    Setup {
+        action: &'static str,
+        what: String,
+        source: io::Error,
+    },
+    #[error("Host name {0:?} is longer than 64 bytes")]
+    HostName(String),
+    #[error("The container's first process died while it was set up")]
+    Died,
+}
+
+/// Puts a failure into words.
+fn failed<E: Into<io::Error>>(
+    action: &'static str,
+    what: impl Into<String>,
+) -> impl FnOnce(E) -> ContainerError {
+    move |source| ContainerError::Setup {
+        action,
+        what: what.into(),
+        source: source.into(),
+    }
+}
+
+type Result<T, E = ContainerError> = std::result::Result<T, E>;
+
+/// Mounts a share of the host, by its tag, on a directory.
+pub type MountShare = fn(tag: &str, target: &Path) -> io::Result<()>;
+
+/// Mounts a virtio-fs share.
+///
+/// # Errors
+///
+/// Those of `mount(2)`: there is no such tag, or the host refuses.
+pub fn mount_virtiofs(tag: &str, target: &Path) -> io::Result<()> {
+    mount::mount(tag, target, "virtiofs", MountFlags::empty(), None)?;
+    Ok(())
+}
+
+/// Namespaces with the usual mounts, for a container that is not known yet.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    twin: Twin,
+    cgroup: Cgroup,
+    devices: Devices,
+}
+
+/// What the agent keeps of the container's `/dev`.
+#[derive(Debug)]
+pub(crate) struct Devices {
+    /// `/dev/null`
+    pub(crate) null: OwnedFd,
+    /// `/dev/pts`
+    pub(crate) pts: OwnedFd,
+}
+
+/// Directories below the staging directory: the container's root, and what is moved into it.
+const ROOT: &str = "root";
+const SHARE: &str = "share";
+const STAGED: [&str; 3] = ["proc", "sys", "dev"];
+
+/// Character devices of every container: name, major, minor (devices.txt of the kernel).
+const NODES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+
+const LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Docker's default capabilities (capability.h of the kernel): CHOWN, DAC_OVERRIDE, FOWNER,
+/// FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD,
+/// AUDIT_WRITE, SETFCAP.
+const CAPABILITIES: [u32; 14] = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31];
+
+/// Takes away what a container's root may not do. It is the bounding set alone that decides what
+/// programs get; the caller itself keeps its rights until it executes one.
+pub(crate) fn bound_capabilities() -> io::Result<()> {
+    for capability in 0..64 {
+        if !CAPABILITIES.contains(&capability) && !sys::drop_bounding_capability(capability)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+impl Sandbox {
+    /// Prepares a sandbox in a new cgroup of this name below `cgroups`; its mounts are staged below
+    /// `staging` in a mount namespace of its own. It runs on `stack`, if there is one to spare.
+    pub(crate) fn prepare(
+        staging: &Path,
+        cgroups: &Rc<OwnedFd>,
+        name: String,
+        stack: Option<Stack>,
+    ) -> Result<Self> {
+        let cgroup =
+            Cgroup::new(cgroups, name).map_err(failed("make", "the container's cgroup"))?;
+        let stack = stack
+            .map_or_else(Stack::new, Ok)
+            .map_err(failed("make", "a stack"))?;
+        let namespaces =
+            libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+        let mut twin = Twin::spawn(namespaces, Some(cgroup.dir()), stack)
+            .map_err(failed("make", "the container's namespaces"))?;
+        let devices = twin.run(|| stage(staging)).ok_or(ContainerError::Died)??;
+        Ok(Self {
+            twin,
+            cgroup,
+            devices,
+        })
+    }
+}
+
+/// Runs in the sandbox: makes its usual mounts and drops what it will not need.
+fn stage(staging: &Path) -> Result<Devices> {
+    let nosuid = MountFlags::NOSUID;
+    let inert = nosuid | MountFlags::NOEXEC | MountFlags::NODEV;
+    let at = |name: &str| staging.join(name);
+    let mount =
+        |kind: &'static str, name: &str, flags: MountFlags, options: Option<&std::ffi::CStr>| {
+            mount::mount(kind, at(name), kind, flags, options).map_err(failed("mount", kind))
+        };
+
+    sys::unshare_cgroup().map_err(failed("make", "a cgroup namespace"))?;
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount::mount_change("/", private).map_err(failed("make private", "the mounts"))?;
+    process::umask(Mode::empty());
+    for name in STAGED.into_iter().chain([ROOT, SHARE]) {
+        make_dir(&at(name))?;
+    }
+
+    mount("proc", "proc", inert, None)?;
+    mount("sysfs", "sys", inert, None)?;
+    mount("cgroup2", "sys/fs/cgroup", inert, None)?;
+    sys::mount_read_only(CWD, &c_path(&at("sys"))?, true)
+        .map_err(failed("make read-only", "/sys"))?;
+
+    mount("tmpfs", "dev", nosuid, Some(c"mode=755,size=64k"))?;
+    for (name, major, minor) in NODES {
+        let mode = Mode::from_raw_mode(0o666);
+        let device = fs::makedev(major, minor);
+        fs::mknodat(
+            CWD,
+            at("dev").join(name),
+            FileType::CharacterDevice,
+            mode,
+            device,
+        )
+        .map_err(failed("make", format!("/dev/{name}")))?;
+    }
+    for (name, target) in LINKS {
+        fs::symlink(target, at("dev").join(name))
+            .map_err(failed("make", format!("/dev/{name}")))?;
+    }
+    // A terminal is mounted over it.
+    fs::mknodat(
+        CWD,
+        at("dev/console"),
+        FileType::RegularFile,
+        Mode::from_raw_mode(0o600),
+        0,
+    )
+    .map_err(failed("make", "/dev/console"))?;
+    for name in ["dev/pts", "dev/shm", "dev/mqueue"] {
+        make_dir(&at(name))?;
+    }
+    let pts_options = c"newinstance,ptmxmode=0666,mode=0620,gid=5";
+    mount(
+        "devpts",
+        "dev/pts",
+        nosuid | MountFlags::NOEXEC,
+        Some(pts_options),
+    )?;
+    mount("tmpfs", "dev/shm", inert, Some(c"mode=1777,size=64m"))?;
+    mount("mqueue", "dev/mqueue", inert, None)?;
+
+    bound_capabilities().map_err(failed("bound", "the capabilities"))?;
+    process::setsid().map_err(failed("make", "a session"))?;
+    process::umask(Mode::from_raw_mode(0o022));
+    let open = |name: &str, flags| {
+        fs::open(at(name), flags | OFlags::CLOEXEC, Mode::empty())
+            .map_err(failed("open", format!("/{name}")))
+    };
+    Ok(Devices {
+        null: open("dev/null", OFlags::RDWR)?,
+        pts: open("dev/pts", OFlags::PATH | OFlags::DIRECTORY)?,
+    })
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    match fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(failed("make", path.display().to_string())(error)),
+    }
+}
+
+fn c_path(path: &Path) -> Result<std::ffi::CString> {
+    use std::os::unix::ffi::OsStrExt;
+    std::ffi::CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| failed("use", path.display().to_string())(io::Error::from(error)))
+}
+
+/// How far a container's first process has come.
+#[derive(Debug)]
+pub(crate) enum Init {
+    /// It waits for its program.
+    Waiting(Twin),
+    /// It runs its program.
+    Running(ProcessId),
+    /// It ended, and with it every other process; or it could not be started.
+    Gone,
+}
+
+/// A container that is set up.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub(crate) init: Init,
+    pub(crate) cgroup: Cgroup,
+    pub(crate) devices: Devices,
+    /// Its root directory, as a mere place.
+    pub(crate) root: OwnedFd,
+}
+
+impl Container {
+    /// Turns a sandbox into a container. If that fails, the sandbox is gone with all its mounts.
+    pub(crate) fn create(
+        sandbox: Sandbox,
+        spec: &agent_protocol::Container,
+        staging: &Path,
+        mount_share: MountShare,
+    ) -> Result<Self> {
+        if spec.hostname.len() > 64 {
+            return Err(ContainerError::HostName(spec.hostname.clone()));
+        }
+        // Last, as it must be gone before its cgroup can be removed.
+        let Sandbox {
+            cgroup,
+            devices,
+            mut twin,
+        } = sandbox;
+        let root = twin
+            .run(|| {
+                Assembly {
+                    staging,
+                    mount_share,
+                    shares: Vec::new(),
+                }
+                .assemble(spec)
+            })
+            .ok_or(ContainerError::Died)??;
+        Ok(Self {
+            init: Init::Waiting(twin),
+            cgroup,
+            devices,
+            root,
+        })
+    }
+}
+
+/// A root file system while it is put together; runs in the sandbox.
+struct Assembly<'a> {
+    staging: &'a Path,
+    mount_share: MountShare,
+    /// The shares that are mounted already, by tag.
+    shares: Vec<(String, OwnedFd)>,
+}
+
+impl Assembly<'_> {
+    fn assemble(mut self, spec: &agent_protocol::Container) -> Result<OwnedFd> {
+        let root = self.mount_root(&spec.root)?;
+        for name in STAGED {
+            let target = paths::open_or_make(root.as_fd(), name, Missing::Directory)
+                .map_err(failed("make", format!("/{name}")))?;
+            attach(CWD, &self.at(name), target.as_fd(), &format!("/{name}"))?;
+        }
+        // Before the volumes, so that a file never ends up in one of them.
+        for file in &spec.files {
+            paths::write_file(root.as_fd(), &file.path, &file.content, file.mode)
+                .map_err(failed("write", &file.path))?;
+        }
+        for mount in &spec.mounts {
+            self.mount(root.as_fd(), mount)?;
+        }
+        rustix::system::sethostname(spec.hostname.as_bytes())
+            .map_err(failed("set the host name", &spec.hostname))?;
+        if spec.read_only || spec.root.read_only {
+            sys::mount_read_only(root.as_fd(), c"", false)
+                .map_err(failed("make read-only", "the root file system"))?;
+        }
+        // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and
+        // with it goes everything of the agent's.
+        process::fchdir(&root)
+            .and_then(|()| process::pivot_root(".", "."))
+            .and_then(|()| mount::unmount(".", UnmountFlags::DETACH))
+            .and_then(|()| process::chdir("/"))
+            .map_err(failed("change to", "the root file system"))?;
+        Ok(root)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.staging.join(name)
+    }
+
+    fn mount_root(&mut self, root: &Mount) -> Result<OwnedFd> {
+        let target = self.at(ROOT);
+        match &root.source {
+            Source::Share { tag, path } if path.is_empty() => {
+                (self.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
+            }
+            Source::Share { tag, path } => {
+                let tree = self.share_tree(tag, path)?;
+                attach(
+                    tree.as_fd(),
+                    Path::new(""),
+                    open_place(&target)?.as_fd(),
+                    "/",
+                )?;
+            }
+            Source::Tmpfs { options } => mount_tmpfs(&target, options)?,
+        }
+        let opened = open_place(&target)?;
+        if let Source::Share { tag, path } = &root.source
+            && path.is_empty()
+        {
+            let share =
+                rustix::io::fcntl_dupfd_cloexec(&opened, 0).map_err(failed("open share", tag))?;
+            self.shares.push((tag.clone(), share));
+        }
+        Ok(opened)
+    }
+
+    fn mount(&mut self, root: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
+        let open = |missing| {
+            paths::open_or_make(root, &mount.target, missing)
+                .map_err(failed("make the mount point", &mount.target))
+        };
+        match &mount.source {
+            Source::Share { tag, path } => {
+                let tree = self.share_tree(tag, path)?;
+                if mount.read_only {
+                    sys::mount_read_only(tree.as_fd(), c"", true)
+                        .map_err(failed("make read-only", &mount.target))?;
+                }
+                let missing = if path.is_empty() || is_dir(tree.as_fd())? {
+                    Missing::Directory
+                } else {
+                    Missing::File
+                };
+                attach(
+                    tree.as_fd(),
+                    Path::new(""),
+                    open(missing)?.as_fd(),
+                    &mount.target,
+                )
+            }
+            Source::Tmpfs { options } => {
+                let target = open(Missing::Directory)?;
+                // mount(2) wants a path, and this is the one that nothing can redirect.
+                process::fchdir(&target).map_err(failed("enter", &mount.target))?;
+                mount_tmpfs(Path::new("."), options)?;
+                if mount.read_only {
+                    let mounted =
+                        paths::open(root, &mount.target).map_err(failed("open", &mount.target))?;
+                    sys::mount_read_only(mounted.as_fd(), c"", false)
+                        .map_err(failed("make read-only", &mount.target))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A new mount, attached nowhere yet, of what is at `path` in a share.
+    fn share_tree(&mut self, tag: &str, path: &str) -> Result<OwnedFd> {
+        let known = self.shares.iter().position(|(name, _)| name == tag);
+        let index = match known {
+            Some(index) => index,
+            None => {
+                // One over the other: they are reached by descriptor.
+                let target = self.at(SHARE);
+                (self.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
+                self.shares.push((tag.to_owned(), open_place(&target)?));
+                self.shares.len() - 1
+            }
+        };
+        let share = self.shares[index].1.as_fd();
+        let what = || format!("{path} of share {tag}");
+        let below;
+        let place = if path.is_empty() {
+            share
+        } else {
+            below = paths::open(share, path).map_err(failed("open", what()))?;
+            below.as_fd()
+        };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        mount::open_tree(place, "", flags).map_err(failed("bind", what()))
+    }
+}
+
+/// Attaches a mount to a place in the container; `from_path` is empty for the mount `from` itself.
+fn attach(from: BorrowedFd<'_>, from_path: &Path, to: BorrowedFd<'_>, target: &str) -> Result<()> {
+    let mut flags = MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    if from_path.as_os_str().is_empty() {
+        flags |= MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    }
+    mount::move_mount(from, from_path, to, "", flags).map_err(failed("mount on", target))
+}
+
+fn open_place(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::open(path, flags, Mode::empty()).map_err(failed("open", path.display().to_string()))
+}
+
+fn is_dir(place: BorrowedFd<'_>) -> Result<bool> {
+    let stat = fs::fstat(place).map_err(failed("inspect", "a mount's source"))?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+fn mount_tmpfs(target: &Path, options: &str) -> Result<()> {
+    let data = std::ffi::CString::new(options)
+        .map_err(|error| failed("mount", "tmpfs")(io::Error::from(error)))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    mount::mount("tmpfs", target, "tmpfs", flags, data.as_c_str()).map_err(failed("mount", "tmpfs"))
+}

@@ -1,0 +1,487 @@
+//! A process in a container: from what the host asked for to a running program.
+//!
+//! All that can be prepared is prepared in the agent; what is left for the [`Twin`] that becomes
+//! the process is a row of system calls that allocate nothing.
+//!
+//! Boundary: one process. Which processes there are is known to `agent`.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use agent_protocol::{Failure, Stdio, Stream, WindowSize};
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{self, Gid, Uid};
+use rustix::pty::{self, OpenptFlags};
+use rustix::termios::{self, Winsize};
+use rustix::thread::{self, ThreadNameSpaceType};
+
+use crate::container::{self, Container, Devices};
+use crate::paths;
+use crate::sys::{self, Stack, StringArray, Twin};
+use crate::user::{self, Database, Identity, UserError};
+
+/// Failure to start a process.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("{0} contains a zero byte")]
+    ZeroByte(&'static str),
+    #[error("No program to execute")]
+    NoProgram,
+    #[error(transparent)]
+    User(#[from] UserError),
+    #[error("exec: {0:?}: executable file not found in $PATH")]
+    NotInPath(String),
+    #[error("exec: {0:?}: no such file or directory")]
+    NotFound(String),
+    #[error("exec: {0:?} exists, but its interpreter or loader does not")]
+    NoInterpreter(String),
+    #[error("exec: {program:?}")]
+    NotExecutable { program: String, source: io::Error },
+    #[error("Failed to {action} for the process")]
+    Prepare {
+        action: &'static str,
+        source: io::Error,
+    },
+    #[error("Failed to change to the working directory {cwd:?}")]
+    Cwd { cwd: String, source: io::Error },
+    #[error("The container has ended")]
+    ContainerGone,
+}
+
+impl StartError {
+    /// What the host shall make of it.
+    pub(crate) fn failure(&self) -> Failure {
+        match self {
+            Self::NotInPath(_) | Self::NotFound(_) | Self::NoInterpreter(_) => Failure::NotFound,
+            Self::NotExecutable { .. } => Failure::NotExecutable,
+            Self::User(UserError::Read { .. }) | Self::Prepare { .. } => Failure::System,
+            Self::Cwd { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Failure::NotExecutable
+            }
+            Self::ZeroByte(_)
+            | Self::NoProgram
+            | Self::User(_)
+            | Self::Cwd { .. }
+            | Self::ContainerGone => Failure::Invalid,
+        }
+    }
+}
+
+fn preparing<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartError {
+    move |source| StartError::Prepare {
+        action,
+        source: source.into(),
+    }
+}
+
+type Result<T, E = StartError> = std::result::Result<T, E>;
+
+/// Docker's `PATH`, for an environment without one.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Longest passwd or group that is read, in bytes.
+const MAX_DATABASE: usize = 4 << 20;
+
+/// The streams a process must be connected with before it starts.
+pub(crate) fn streams(stdio: Stdio) -> &'static [Stream] {
+    match stdio {
+        Stdio::Terminal(_) => &[Stream::Terminal],
+        Stdio::Pipes { stdin: true } => &[Stream::Stdin, Stream::Stdout, Stream::Stderr],
+        Stdio::Pipes { stdin: false } => &[Stream::Stdout, Stream::Stderr],
+    }
+}
+
+/// Everything a twin needs to become the process.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    args: StringArray,
+    env: StringArray,
+    /// Where the program may be, in the order of `PATH`.
+    candidates: Vec<CString>,
+    looked_up: bool,
+    cwd: CString,
+    /// `cwd` and the directories on the way to it, if they shall be made.
+    cwd_parents: Vec<CString>,
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+    rlimits: Vec<agent_protocol::Rlimit>,
+}
+
+struct ContainerDatabase<'a>(BorrowedFd<'a>);
+
+impl Database for ContainerDatabase<'_> {
+    fn read(&mut self, path: &'static str) -> io::Result<Vec<u8>> {
+        Ok(paths::read_file(self.0, path, MAX_DATABASE)?.unwrap_or_default())
+    }
+}
+
+impl Launch {
+    /// Prepares a process in the container whose root directory is `root`.
+    pub(crate) fn new(spec: &agent_protocol::Process, root: BorrowedFd<'_>) -> Result<Self> {
+        let program = spec.args.first().ok_or(StartError::NoProgram)?;
+        if program.is_empty() {
+            return Err(StartError::NotInPath(String::new()));
+        }
+        let mut env = spec.env.clone();
+        let has = |env: &[String], name: &str| {
+            env.iter().any(|entry| {
+                entry
+                    .strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with('='))
+            })
+        };
+        let want_home = !has(&env, "HOME");
+        let identity = user::resolve(
+            &spec.user,
+            &spec.additional_groups,
+            want_home,
+            &mut ContainerDatabase(root),
+        )?;
+        let Identity {
+            uid,
+            gid,
+            groups,
+            home,
+        } = identity;
+        if let Some(home) = home.filter(|_| want_home) {
+            env.push(format!("HOME={home}"));
+        }
+        if !has(&env, "PATH") {
+            env.push(format!("PATH={DEFAULT_PATH}"));
+        }
+        if matches!(spec.stdio, Stdio::Terminal(_)) && !has(&env, "TERM") {
+            env.push("TERM=xterm".to_owned());
+        }
+        let path = env.iter().find_map(|entry| entry.strip_prefix("PATH="));
+        let candidates = candidates(program, path.unwrap_or(DEFAULT_PATH));
+        let cwd = if spec.cwd.is_empty() { "/" } else { &spec.cwd };
+        let cwd_parents = if spec.create_cwd {
+            c_strings("The working directory", prefixes(cwd))?
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            args: StringArray::new(c_strings("An argument", spec.args.clone())?),
+            candidates: c_strings("PATH", candidates)?,
+            looked_up: !program.contains('/'),
+            cwd: CString::new(cwd).map_err(|_| StartError::ZeroByte("The working directory"))?,
+            cwd_parents,
+            env: StringArray::new(c_strings("The environment", env)?),
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+            groups: groups.into_iter().map(Gid::from_raw).collect(),
+            rlimits: spec.rlimits.clone(),
+        })
+    }
+
+    /// The user it will be.
+    pub(crate) fn uid(&self) -> Uid {
+        self.uid
+    }
+
+    /// Becomes the process; runs in the twin. Returns only on failure.
+    fn execute(&self, stdio: [BorrowedFd<'_>; 3], terminal: bool) -> Refused {
+        match self.settle(stdio, terminal) {
+            Err(refused) => refused,
+            Ok(()) => self.execute_candidates(),
+        }
+    }
+
+    fn settle(&self, stdio: [BorrowedFd<'_>; 3], terminal: bool) -> Result<(), Refused> {
+        sys::unshare_files().map_err(refused("unshare descriptors"))?;
+        for (to, from) in (0..).zip(stdio) {
+            sys::replace_descriptor(from, to).map_err(refused("connect standard streams"))?;
+        }
+        // From here on no path like /proc/self/fd/7 leads to anything of the agent's.
+        sys::close_from(3).map_err(refused("close descriptors"))?;
+        if terminal {
+            process::ioctl_tiocsctty(rustix::stdio::stdin())
+                .map_err(refused("take the controlling terminal"))?;
+        }
+        for limit in &self.rlimits {
+            sys::set_rlimit(limit.resource, limit.soft, limit.hard)
+                .map_err(refused("set a resource limit"))?;
+        }
+        // Root may enter what the user may not, and the other way round on some file systems.
+        let entered = self.enter_cwd();
+        if self.groups != [Gid::ROOT] {
+            thread::set_thread_groups(&self.groups).map_err(refused("set the groups"))?;
+        }
+        if self.gid != Gid::ROOT {
+            thread::set_thread_res_gid(self.gid, self.gid, self.gid)
+                .map_err(refused("set the group"))?;
+        }
+        if self.uid != Uid::ROOT {
+            thread::set_thread_res_uid(self.uid, self.uid, self.uid)
+                .map_err(refused("set the user"))?;
+        }
+        match entered {
+            Ok(()) => Ok(()),
+            Err(Errno::ACCESS) => process::chdir(&self.cwd).map_err(Refused::Cwd),
+            Err(error) => Err(Refused::Cwd(error)),
+        }
+    }
+
+    fn enter_cwd(&self) -> rustix::io::Result<()> {
+        let entered = process::chdir(&self.cwd);
+        if entered != Err(Errno::NOENT) || self.cwd_parents.is_empty() {
+            return entered;
+        }
+        for parent in &self.cwd_parents {
+            match fs::mkdir(parent, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        process::chdir(&self.cwd)
+    }
+
+    /// As execvp(3) does it: what is not there or not permitted is passed over.
+    fn execute_candidates(&self) -> Refused {
+        let mut denied = None;
+        for candidate in &self.candidates {
+            let error = sys::exec(candidate, &self.args, &self.env);
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) => {}
+                Some(libc::EACCES) => denied = Some(error),
+                _ => return Refused::Exec(error),
+            }
+        }
+        if let Some(error) = denied {
+            return Refused::Exec(error);
+        }
+        let exists = |path: &CString| fs::access(path, fs::Access::EXISTS).is_ok();
+        if self.candidates.iter().any(exists) {
+            Refused::NoInterpreter
+        } else {
+            Refused::NotFound
+        }
+    }
+
+    fn error(&self, refused: Refused) -> StartError {
+        let text = |string: Option<&CString>| {
+            string.map_or_else(String::new, |string| string.to_string_lossy().into_owned())
+        };
+        let program = text(self.args.strings().first());
+        match refused {
+            Refused::Prepare(action, source) => StartError::Prepare { action, source },
+            Refused::Cwd(error) => StartError::Cwd {
+                cwd: text(Some(&self.cwd)),
+                source: error.into(),
+            },
+            Refused::Exec(source) => StartError::NotExecutable { program, source },
+            Refused::NoInterpreter => StartError::NoInterpreter(program),
+            Refused::NotFound if self.looked_up => StartError::NotInPath(program),
+            Refused::NotFound => StartError::NotFound(program),
+        }
+    }
+}
+
+/// Why a twin did not become the process. Holds nothing on the heap.
+#[derive(Debug)]
+enum Refused {
+    Prepare(&'static str, io::Error),
+    Cwd(Errno),
+    Exec(io::Error),
+    NoInterpreter,
+    NotFound,
+}
+
+fn refused<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Refused {
+    move |source| Refused::Prepare(action, source.into())
+}
+
+fn c_strings(
+    what: &'static str,
+    strings: impl IntoIterator<Item = impl Into<Vec<u8>>>,
+) -> Result<Vec<CString>> {
+    strings
+        .into_iter()
+        .map(|string| CString::new(string).map_err(|_| StartError::ZeroByte(what)))
+        .collect()
+}
+
+/// Where `program` may be: what has a slash is a path, all else is looked up in `path`.
+fn candidates(program: &str, path: &str) -> Vec<String> {
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    path.split(':')
+        .map(|dir| match dir {
+            // An empty entry is the working directory.
+            "" => format!("./{program}"),
+            dir => format!("{}/{program}", dir.trim_end_matches('/')),
+        })
+        .collect()
+}
+
+/// `/a/b` of `/a`, `/a/b`.
+fn prefixes(path: &str) -> impl Iterator<Item = &str> {
+    let path = path.trim_end_matches('/');
+    path.match_indices('/')
+        .map(|(index, _)| index)
+        .chain([path.len()])
+        .map(move |end| &path[..end])
+        .filter(|prefix| !prefix.is_empty())
+}
+
+/// The two ends of a process's standard streams.
+#[derive(Debug)]
+pub(crate) struct Ends {
+    /// For descriptors 0, 1 and 2 of the process; None for `/dev/null`.
+    process: [Option<OwnedFd>; 3],
+    /// For the agent.
+    agent: Vec<(Stream, OwnedFd)>,
+    /// The terminal's place in `/dev/pts`.
+    terminal: Option<CString>,
+}
+
+impl Ends {
+    /// Makes pipes or a terminal, owned by the user so that `/dev/stdout` can be opened.
+    pub(crate) fn new(stdio: Stdio, devices: &Devices, uid: Uid) -> Result<Self> {
+        let ends = match stdio {
+            Stdio::Terminal(size) => Self::terminal(size, devices)?,
+            Stdio::Pipes { stdin } => Self::pipes(stdin)?,
+        };
+        if uid != Uid::ROOT {
+            for end in ends.process.iter().flatten() {
+                fs::fchown(end, Some(uid), None).map_err(preparing("own standard streams"))?;
+            }
+        }
+        Ok(ends)
+    }
+
+    fn pipes(stdin: bool) -> Result<Self> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(preparing("make a pipe"));
+        let (out_reader, out_writer) = pipe()?;
+        let (err_reader, err_writer) = pipe()?;
+        let mut agent = vec![(Stream::Stdout, out_reader), (Stream::Stderr, err_reader)];
+        let mut input = None;
+        if stdin {
+            let (reader, writer) = pipe()?;
+            input = Some(reader);
+            agent.push((Stream::Stdin, writer));
+        }
+        Ok(Self {
+            process: [input, Some(out_writer), Some(err_writer)],
+            agent,
+            terminal: None,
+        })
+    }
+
+    fn terminal(size: WindowSize, devices: &Devices) -> Result<Self> {
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let master = fs::openat(&devices.pts, "ptmx", flags, Mode::empty())
+            .map_err(preparing("open a terminal"))?;
+        pty::unlockpt(&master).map_err(preparing("unlock a terminal"))?;
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let slave = pty::ioctl_tiocgptpeer(&master, flags).map_err(preparing("open a terminal"))?;
+        set_size(master.as_fd(), size).map_err(preparing("size a terminal"))?;
+        let name = pty::ptsname(&master, Vec::new()).map_err(preparing("name a terminal"))?;
+        Ok(Self {
+            process: [Some(slave), None, None],
+            agent: vec![(Stream::Terminal, master)],
+            terminal: Some(name),
+        })
+    }
+
+    /// The agent's ends. Those of the process are closed, so that its own count.
+    pub(crate) fn into_agent(self) -> Vec<(Stream, OwnedFd)> {
+        self.agent
+    }
+
+    fn for_process<'a>(&'a self, devices: &'a Devices) -> [BorrowedFd<'a>; 3] {
+        let default = match self.terminal {
+            Some(_) => self.process[0].as_ref().unwrap_or(&devices.null),
+            None => &devices.null,
+        };
+        self.process
+            .each_ref()
+            .map(|end| end.as_ref().unwrap_or(default).as_fd())
+    }
+}
+
+/// Sets the size of a terminal.
+pub(crate) fn set_size(terminal: BorrowedFd<'_>, size: WindowSize) -> rustix::io::Result<()> {
+    let size = Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    termios::tcsetwinsize(terminal, size)
+}
+
+/// Makes the container's waiting first process execute its program.
+pub(crate) fn start_first(
+    mut twin: Twin,
+    launch: &Launch,
+    ends: &Ends,
+    devices: &Devices,
+) -> Result<(OwnedFd, Stack)> {
+    let stdio = ends.for_process(devices);
+    let terminal = ends.terminal.as_deref();
+    let refused = twin.run(|| {
+        if let Some(terminal) = terminal
+            && let Err(error) = mount::mount_bind(terminal, c"/dev/console")
+        {
+            return Refused::Prepare("mount the console", error.into());
+        }
+        launch.execute(stdio, terminal.is_some())
+    });
+    finish(twin, refused, launch)
+}
+
+/// Starts a further process in a container, next to its first, which is `init`.
+pub(crate) fn start_further(
+    init: BorrowedFd<'_>,
+    own_pid_namespace: BorrowedFd<'_>,
+    container: &Container,
+    launch: &Launch,
+    ends: &Ends,
+    stack: Option<Stack>,
+) -> Result<(OwnedFd, Stack)> {
+    let stdio = ends.for_process(&container.devices);
+    let terminal = ends.terminal.is_some();
+    let stack = stack
+        .map_or_else(Stack::new, Ok)
+        .map_err(preparing("make a stack"))?;
+    // It decides where children are born; the agent itself stays where it is.
+    let enter = |fd| thread::move_into_thread_name_spaces(fd, ThreadNameSpaceType::PROCESS_ID);
+    enter(init).map_err(|error| match error {
+        Errno::SRCH => StartError::ContainerGone,
+        error => preparing("enter the container's pid namespace")(error),
+    })?;
+    let twin = Twin::spawn(0, Some(container.cgroup.dir()), stack);
+    enter(own_pid_namespace).map_err(preparing("leave the container's pid namespace"))?;
+    let mut twin = twin.map_err(preparing("make a process"))?;
+    let refused = twin.run(|| {
+        let others = ThreadNameSpaceType::MOUNT
+            | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
+            | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
+            | ThreadNameSpaceType::CONTROL_GROUP;
+        let entered = thread::move_into_thread_name_spaces(init, others)
+            .map_err(refused("enter the container's namespaces"))
+            .and_then(|()| {
+                container::bound_capabilities().map_err(refused("bound the capabilities"))
+            })
+            .and_then(|()| process::setsid().map_err(refused("make a session")));
+        match entered {
+            Ok(_) => launch.execute(stdio, terminal),
+            Err(refused) => refused,
+        }
+    });
+    finish(twin, refused, launch)
+}
+
+fn finish(twin: Twin, refused: Option<Refused>, launch: &Launch) -> Result<(OwnedFd, Stack)> {
+    match refused {
+        Some(refused) => Err(launch.error(refused)),
+        None => twin.into_program().ok_or(StartError::ContainerGone),
+    }
+}
