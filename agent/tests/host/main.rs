@@ -1,0 +1,9 @@
+//! The agent with real containers on this host: a directory takes the place of virtio-fs, a Unix
+//! socket that of vsock.
+#![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
+
+mod guest;
+mod lifecycle;
+mod processes;
+mod setup;
+mod streams;

@@ -1,0 +1,256 @@
+//! What a container finds.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+use agent_protocol::*;
+
+use crate::guest::{Guest, share, shell};
+
+fn create(guest: &Guest, change: impl FnOnce(&mut Container)) -> Result<(), (Failure, String)> {
+    let mut container = guest.container();
+    change(&mut container);
+    guest.control().try_ask(Action::Create(Box::new(container)))
+}
+
+/// Creates the changed container and runs a command in it.
+fn sh(guest: &Guest, change: impl FnOnce(&mut Container), command: &str) -> String {
+    create(guest, change).unwrap();
+    let output = guest.run(&mut guest.control(), shell(1, command));
+    assert_eq!(output.stderr, "");
+    assert_eq!(output.status, ExitStatus::Exited(0));
+    output.stdout
+}
+
+#[test]
+fn the_first_process_is_number_one_and_alone() {
+    let guest = Guest::new();
+    let output = guest.sh("echo $$; hostname; ls -d /proc/[0-9]*; cat /proc/self/cgroup | grep ^0");
+    assert_eq!(output.stderr, "");
+    let lines: Vec<_> = output.stdout.lines().collect();
+    assert_eq!(lines[..3], ["1", "testbox", "/proc/1"]);
+    assert_eq!(lines.last(), Some(&"0::/"));
+}
+
+#[test]
+fn the_usual_mounts_are_there() {
+    let guest = Guest::new();
+    let mounts = guest.sh("cat /proc/self/mounts").stdout;
+    let found: Vec<_> = mounts
+        .lines()
+        .map(|line| line.split(' ').collect::<Vec<_>>())
+        .map(|fields| (fields[1], fields[2], &fields[3][..2]))
+        .collect();
+    let expected = [
+        ("/proc", "proc", "rw"),
+        ("/sys", "sysfs", "ro"),
+        ("/sys/fs/cgroup", "cgroup2", "ro"),
+        ("/dev", "tmpfs", "rw"),
+        ("/dev/pts", "devpts", "rw"),
+        ("/dev/shm", "tmpfs", "rw"),
+        ("/dev/mqueue", "mqueue", "rw"),
+    ];
+    for mount in expected {
+        assert!(found.contains(&mount), "{mount:?} in {mounts}");
+    }
+    // The root, /usr and these: nothing of the agent's.
+    assert_eq!(found.len(), expected.len() + 2, "{mounts}");
+}
+
+#[test]
+fn the_usual_devices_are_there() {
+    let guest = Guest::new();
+    let output = guest.sh(
+        "stat -c '%n %F %a %t %T' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty
+         head -c 3 /dev/zero | wc -c; echo x > /dev/null; echo err > /dev/stderr
+         echo out > /dev/stdout; readlink /dev/fd /dev/ptmx; test -w /dev/shm -a -k /dev/shm; echo $?",
+    );
+    assert_eq!(
+        output.stdout,
+        "/dev/null character special file 666 1 3\n\
+         /dev/zero character special file 666 1 5\n\
+         /dev/full character special file 666 1 7\n\
+         /dev/random character special file 666 1 8\n\
+         /dev/urandom character special file 666 1 9\n\
+         /dev/tty character special file 666 5 0\n\
+         3\nout\n/proc/self/fd\npts/ptmx\n0\n"
+    );
+    assert_eq!(output.stderr, "err\n");
+}
+
+#[test]
+fn a_link_in_the_image_leads_no_mount_out_of_the_container() {
+    let guest = Guest::new();
+    let outside = guest.dir.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    symlink("/", guest.root("dev")).unwrap();
+    symlink("../../../../../..", guest.root("sys")).unwrap();
+    symlink(&outside, guest.root("volume")).unwrap();
+    symlink("../../../../../../../../escape", guest.root("file")).unwrap();
+    let before = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    // Over its root with them: whether the container can live like this is its own business.
+    let _ = create(&guest, |container| {
+        container.mounts.push(Mount {
+            source: Source::Tmpfs {
+                options: "size=64k".into(),
+            },
+            target: "/volume/x".into(),
+            read_only: false,
+        });
+        container.files.push(File {
+            path: "/file".into(),
+            content: b"x".to_vec(),
+            mode: 0o644,
+        });
+    });
+    let after = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    assert_eq!(before, after);
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    assert!(!std::path::Path::new("/escape").exists());
+}
+
+#[test]
+fn volumes_keep_owners_modes_and_directions() {
+    let guest = Guest::new();
+    let volume = guest.dir.path().join("volume");
+    std::fs::create_dir_all(volume.join("deep/er")).unwrap();
+    std::fs::write(volume.join("deep/er/single"), "one file\n").unwrap();
+    symlink("/etc/shadow", volume.join("trap")).unwrap();
+    let tag = volume.to_str().unwrap().to_owned();
+    let part = |path: &str, target: &str, read_only| Mount {
+        source: Source::Share {
+            tag: tag.clone(),
+            path: path.into(),
+        },
+        target: target.into(),
+        read_only,
+    };
+    let output = sh(
+        &guest,
+        |container| {
+            container.mounts.extend([
+                share(&volume, "/data"),
+                part("deep/er", "/a/new/place", true),
+                part("deep/er/single", "/etc/single", false),
+            ]);
+        },
+        "echo from guest > /data/file; chmod 640 /data/file; chown 12:34 /data/file
+         cat /etc/single /a/new/place/single; (echo x > /a/new/place/y) 2>/dev/null || echo refused",
+    );
+    assert_eq!(output, "one file\none file\nrefused\n");
+    let metadata = std::fs::metadata(volume.join("file")).unwrap();
+    assert_eq!((metadata.uid(), metadata.gid()), (12, 34));
+    assert_eq!(metadata.permissions().mode() & 0o7777, 0o640);
+    // A link in a share leads nowhere but into the share.
+    let mut container = guest.container();
+    container.id = ContainerId(2);
+    container.mounts.push(part("trap", "/x", false));
+    let failed = guest.control().try_ask(Action::Create(Box::new(container)));
+    assert!(
+        failed
+            .unwrap_err()
+            .1
+            .contains("Failed to open trap of share")
+    );
+}
+
+#[test]
+fn files_and_tmpfs_are_as_asked_for() {
+    let guest = Guest::new();
+    let output = sh(
+        &guest,
+        |container| {
+            container.files.push(File {
+                path: "/etc/hosts".into(),
+                content: b"127.0.0.1 testbox\n".to_vec(),
+                mode: 0o666,
+            });
+            container.mounts.push(Mount {
+                source: Source::Tmpfs {
+                    options: "size=1m,mode=1770".into(),
+                },
+                target: "/scratch".into(),
+                read_only: false,
+            });
+        },
+        "cat /etc/hosts; stat -c %a /etc/hosts /scratch; stat -f -c '%T %b' /scratch; umask",
+    );
+    assert_eq!(output, "127.0.0.1 testbox\n666\n1770\ntmpfs 256\n0022\n");
+}
+
+#[test]
+fn a_read_only_root_still_has_its_mounts() {
+    let guest = Guest::new();
+    let output = sh(
+        &guest,
+        |container| container.read_only = true,
+        "(echo x > /file) 2>/dev/null || echo refused; echo x > /dev/shm/file && echo taken",
+    );
+    assert_eq!(output, "refused\ntaken\n");
+    assert!(guest.root("proc").is_dir());
+}
+
+#[test]
+fn a_root_may_lie_deep_in_a_share() {
+    let guest = Guest::new();
+    let tag = guest.dir.path().to_str().unwrap().to_owned();
+    let output = sh(
+        &guest,
+        |container| {
+            container.root.source = Source::Share {
+                tag,
+                path: "root".into(),
+            };
+        },
+        "ls -d /usr /staging 2>&1 | head -n 1",
+    );
+    assert!(
+        output.contains("/staging") || output == "/usr\n",
+        "{output}"
+    );
+    assert!(!output.contains("staging\n/usr"));
+}
+
+#[test]
+fn a_container_that_fails_leaves_nothing_behind() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    let mut container = guest.container();
+    container
+        .mounts
+        .push(share("/does/not/exist".as_ref(), "/x"));
+    let (kind, message) = control
+        .try_ask(Action::Create(Box::new(container)))
+        .unwrap_err();
+    assert_eq!(kind, Failure::System);
+    assert_eq!(
+        message,
+        "Failed to set up container 1: Failed to mount share /does/not/exist: \
+         No such file or directory (os error 2)"
+    );
+    let mut container = guest.container();
+    container.hostname = "x".repeat(65);
+    let failed = control.try_ask(Action::Create(Box::new(container)));
+    assert_eq!(failed.unwrap_err().0, Failure::Invalid);
+    // Under the same number, as the failed ones do not exist.
+    control.ask(Action::Create(Box::new(guest.container())));
+    let again = control.try_ask(Action::Create(Box::new(guest.container())));
+    assert_eq!(again.unwrap_err().0, Failure::Invalid);
+    let output = guest.run(&mut control, shell(1, "echo alive"));
+    assert_eq!(output.stdout, "alive\n");
+}
+
+#[test]
+fn containers_are_apart() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    control.ask(Action::Create(Box::new(guest.container())));
+    let mut second = guest.container();
+    second.id = ContainerId(2);
+    second.hostname = "other".into();
+    control.ask(Action::Create(Box::new(second)));
+    let mut process = shell(2, "echo $$; hostname; ls /dev/shm");
+    process.container = ContainerId(2);
+    let first = guest.run(&mut control, shell(1, "touch /dev/shm/mine; hostname"));
+    assert_eq!(first.stdout, "testbox\n");
+    assert_eq!(guest.run(&mut control, process).stdout, "1\nother\n");
+}
