@@ -2,7 +2,7 @@
 
 use std::io;
 
-use image::{FindError, RemoveError, StoreError};
+use image::{RemoveError, StoreError};
 
 use crate::{
     commands::run::ImageOrCommand, container::ContainerError, host::HostError,
@@ -70,11 +70,6 @@ fn host(cause: &Cause) -> Option<String> {
 }
 
 fn store(cause: &Cause) -> Option<String> {
-    if let Some(FindError::NotFound { .. }) = cause.downcast_ref() {
-        return Some(
-            "`hrun image ls` shows the images there are, `hrun image load FILE` adds one".into(),
-        );
-    }
     if let Some(ImageOrCommand { .. }) = cause.downcast_ref() {
         return Some(
             "`hrun --help` shows the commands, `hrun image ls` the images; \

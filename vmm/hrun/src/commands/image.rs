@@ -96,6 +96,8 @@ pub(crate) struct TagArgs {
 #[derive(Serialize)]
 struct Listed<'a> {
     id: String,
+    /// The first of its names.
+    name: Option<String>,
     names: Vec<String>,
     manifest_digest: String,
     /// Bytes of the unpacked files.
@@ -261,6 +263,7 @@ fn tag(args: &TagArgs) -> anyhow::Result<()> {
 fn listed(image: &Image, whole: bool) -> Listed<'_> {
     Listed {
         id: image.id.to_string(),
+        name: image.names.first().map(ToString::to_string),
         names: image.names.iter().map(ToString::to_string).collect(),
         manifest_digest: image.manifest_digest.to_string(),
         size: image.size,

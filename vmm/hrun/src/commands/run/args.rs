@@ -96,7 +96,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Debugging")]
     pub(crate) profile: Option<PathBuf>,
     /// Print help
-    #[arg(long, action = ArgAction::Help)]
+    #[arg(long, action = ArgAction::HelpShort)]
     pub(crate) help: Option<bool>,
     /// The image, and what to run in it instead of what it says itself
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"], num_args = 1..)]
