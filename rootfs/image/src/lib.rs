@@ -22,6 +22,8 @@ mod progress;
 mod reference;
 mod source;
 mod store;
+#[cfg(test)]
+mod testing;
 mod trash;
 mod tree;
 

@@ -36,6 +36,7 @@ const NO_LINKS: ResolveFlags = ResolveFlags::BENEATH
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
+const SET_TIME: &str = "set the time of the directory of";
 const OPAQUE: &CStr = c"trusted.overlay.opaque";
 
 /// What went wrong with one entry.
@@ -99,16 +100,23 @@ impl Attributes {
     }
 }
 
+/// The directory of the last entry: most entries follow others of theirs.
+struct Current {
+    path: Vec<u8>,
+    directory: Rc<OwnedFd>,
+    /// What its times shall be when it is left.
+    times: Timestamps,
+    /// Something was replaced in it, maybe a link that `path` leads through.
+    stale: bool,
+}
+
 /// A tree under construction.
 pub(crate) struct Tree<'a> {
     root: BorrowedFd<'a>,
     /// The layers below, topmost first. Opened when they are needed, which is seldom.
     lower: &'a [PathBuf],
     trash: Trash,
-    /// The directory of the last entry: most entries follow others of theirs.
-    last: Option<(Vec<u8>, Rc<OwnedFd>)>,
-    /// Times of directories, set when nothing more is created in them.
-    times: Vec<(Vec<u8>, u64, Timestamps)>,
+    current: Option<Current>,
     implied: u64,
     /// Whether a symbolic link was followed since the flag was last taken.
     followed: bool,
@@ -122,8 +130,7 @@ impl<'a> Tree<'a> {
             root,
             lower,
             trash,
-            last: None,
-            times: Vec::new(),
+            current: None,
             implied: 0,
             followed: false,
         }
@@ -146,18 +153,40 @@ impl<'a> Tree<'a> {
         path: &[u8],
         mtime: Timestamp,
     ) -> Result<Rc<OwnedFd>, TreeError> {
-        if let Some((last, directory)) = &self.last
-            && last == path
+        if let Some(current) = &self.current
+            && !current.stale
+            && current.path == path
         {
-            return Ok(directory.clone());
+            return Ok(current.directory.clone());
         }
+        self.leave()?;
         let directory = match self.open_directory(path) {
             Err(Errno::NOENT | Errno::NOTDIR) => self.make_directories(path, mtime)?,
             other => other.map_err(TreeError::system("open the directory of"))?,
         };
+        let times = times_of(&directory)?;
+        Ok(self.enter(path, directory, times))
+    }
+
+    /// Makes `directory` the current one, which shall have `times` in the end.
+    fn enter(&mut self, path: &[u8], directory: OwnedFd, times: Timestamps) -> Rc<OwnedFd> {
         let directory = Rc::new(directory);
-        self.last = Some((path.to_vec(), directory.clone()));
-        Ok(directory)
+        let path = path.to_vec();
+        self.current = Some(Current {
+            path,
+            directory: directory.clone(),
+            times,
+            stale: false,
+        });
+        directory
+    }
+
+    /// Gives the current directory its time back, which every change in it touched.
+    fn leave(&mut self) -> Result<(), TreeError> {
+        let Some(current) = self.current.take() else {
+            return Ok(());
+        };
+        futimens(&current.directory, &current.times).map_err(TreeError::system(SET_TIME))
     }
 
     /// Opens an existing directory.
@@ -189,10 +218,12 @@ impl<'a> Tree<'a> {
                     if !is_whiteout_at(&directory, &name) {
                         return Err(TreeError::Refused("something above it is no directory"));
                     }
+                    let times = times_of(&directory)?;
                     unlinkat(&directory, &name, AtFlags::empty())
                         .map_err(TreeError::system("replace the whiteout above"))?;
                     let next = self.imply(&directory, component, so_far, mtime)?;
                     set_opaque(&next)?;
+                    futimens(&directory, &times).map_err(TreeError::system(SET_TIME))?;
                     next
                 }
                 Err(Errno::LOOP) => {
@@ -218,6 +249,7 @@ impl<'a> Tree<'a> {
         path: &[u8],
         mtime: Timestamp,
     ) -> Result<OwnedFd, TreeError> {
+        let parent_times = times_of(parent)?;
         let make = || {
             mkdirat(parent, component, Mode::RWXU)?;
             resolve(parent.as_fd(), component, NO_LINKS)
@@ -233,7 +265,8 @@ impl<'a> Tree<'a> {
                 mtime,
             });
         attributes.apply(&directory)?;
-        self.note_times(path, &directory, &attributes)?;
+        futimens(&directory, &attributes.times()).map_err(TreeError::system(SET_TIME))?;
+        futimens(parent, &parent_times).map_err(TreeError::system(SET_TIME))?;
         self.implied += 1;
         Ok(directory)
     }
@@ -259,10 +292,9 @@ impl<'a> Tree<'a> {
         attributes: &Attributes,
     ) -> Result<Rc<OwnedFd>, TreeError> {
         let Some((parent, name)) = path.split() else {
-            let root =
-                Rc::new(resolve(self.root, b".", NO_LINKS).map_err(TreeError::system("open"))?);
-            self.note_times(b"", &root, attributes)?;
-            return Ok(root);
+            self.leave()?;
+            let root = resolve(self.root, b".", NO_LINKS).map_err(TreeError::system("open"))?;
+            return Ok(self.enter(b"", root, attributes.times()));
         };
         let parent = self.directory(parent, attributes.mtime)?;
         let mut hides_lower = false;
@@ -286,16 +318,15 @@ impl<'a> Tree<'a> {
         if hides_lower {
             set_opaque(&directory)?;
         }
-        self.note_times(path.bytes(), &directory, attributes)?;
-        let directory = Rc::new(directory);
-        self.last = Some((path.bytes().to_vec(), directory.clone()));
-        Ok(directory)
+        self.leave()?;
+        Ok(self.enter(path.bytes(), directory, attributes.times()))
     }
 
     /// Removes what stands where an entry shall go.
     pub(crate) fn remove(&mut self, parent: &OwnedFd, name: &CStr) -> Result<(), TreeError> {
-        // It may have been, or have led to, that directory.
-        self.last = None;
+        if let Some(current) = &mut self.current {
+            current.stale = true;
+        }
         self.trash
             .discard(parent, name)
             .map_err(|err| TreeError::System("replace what was in the place of", err))
@@ -333,34 +364,15 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Sets the times of all directories: the last thing to do.
+    /// Ends the work: the last directory gets its time.
     pub(crate) fn finish(&mut self) -> Result<(), TreeError> {
-        self.last = None;
-        for (path, inode, times) in std::mem::take(&mut self.times) {
-            // What was replaced since, or moved out of reach, has no times to set.
-            let Ok(directory) = self.open_directory(&path) else {
-                continue;
-            };
-            let stat = fstat(&directory).map_err(TreeError::system("look at a directory of"))?;
-            if stat.st_ino == inode {
-                futimens(&directory, &times)
-                    .map_err(TreeError::system("set the time of a directory of"))?;
-            }
-        }
-        Ok(())
+        self.leave()
     }
+}
 
-    fn note_times(
-        &mut self,
-        path: &[u8],
-        directory: &OwnedFd,
-        attributes: &Attributes,
-    ) -> Result<(), TreeError> {
-        let stat = fstat(directory).map_err(TreeError::system("look at"))?;
-        self.times
-            .push((path.to_vec(), stat.st_ino, attributes.times()));
-        Ok(())
-    }
+fn times_of(directory: &OwnedFd) -> Result<Timestamps, TreeError> {
+    let stat = fstat(directory).map_err(TreeError::system("look at the directory of"))?;
+    Ok(Attributes::of(&stat).times())
 }
 
 /// Marks a directory that shows nothing of the layers below.
