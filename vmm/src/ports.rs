@@ -51,6 +51,11 @@ impl Ports {
     /// The guest read from `port`.
     pub fn read(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);
+        // The controller's input buffer is empty: the kernel waits for that before it asks for a
+        // reset, for most of a second if it never is.
+        if let (I8042_COMMAND, [status]) = (port, &mut *data) {
+            *status = 0;
+        }
         if let (Some(console), COM1..=COM1_LAST, [byte]) = (&self.console, port, data) {
             let mut console = console.lock().unwrap_or_else(PoisonError::into_inner);
             *byte = console.read(offset(port));
@@ -116,6 +121,14 @@ mod tests {
         let mut data = [0; 4];
         ports.read(COM1, &mut data);
         assert_eq!(data, [0xff; 4]);
+    }
+
+    #[test]
+    fn the_keyboard_controller_is_ready_for_a_command() {
+        let ports = Ports::new(None, Arc::new(End::new().unwrap()));
+        let mut status = [0xff];
+        ports.read(I8042_COMMAND, &mut status);
+        assert_eq!(status[0] & 2, 0, "the input buffer is empty");
     }
 
     #[test]
