@@ -1,0 +1,247 @@
+//! What one test gets: directories of its own, and hrun on them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::{
+    Built, Invocation,
+    command::eventually,
+    leaks::LeakCheck,
+    processes::{self, Process},
+};
+
+/// What a test's image store holds at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// Nothing.
+    Empty,
+    /// The image "busybox".
+    Busybox,
+    /// The image "debian".
+    Debian,
+    /// The image "layered": see `tests/images/variants.sh`.
+    Layered,
+}
+
+impl Store {
+    const ALL: [Self; 4] = [Self::Empty, Self::Busybox, Self::Debian, Self::Layered];
+
+    fn layout(self) -> Option<&'static str> {
+        match self {
+            Self::Empty => None,
+            Self::Busybox => Some("busybox/layout"),
+            Self::Debian => Some("debian/layout"),
+            Self::Layered => Some("variants/layered"),
+        }
+    }
+}
+
+/// Directories of one run of all tests. Images are loaded once; every test gets a copy.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    built: Built,
+    dir: tempfile::TempDir,
+    cases: AtomicUsize,
+    containers: AtomicUsize,
+    stores: [OnceLock<Result<PathBuf, String>>; Store::ALL.len()],
+}
+
+impl Shared {
+    pub(crate) fn new(built: Built) -> Result<Self> {
+        // Short: the path of a Unix socket has 107 bytes, and hrun wants some of them.
+        let parent = std::env::var_os("HRUN_TEST_DIR").map_or_else(|| "/tmp".into(), PathBuf::from);
+        let dir = tempfile::Builder::new()
+            .prefix("he")
+            .tempdir_in(&parent)
+            .with_context(|| format!("Failed to make a directory in {}", parent.display()))?;
+        Ok(Self {
+            built,
+            dir,
+            cases: AtomicUsize::new(0),
+            containers: AtomicUsize::new(0),
+            stores: Default::default(),
+        })
+    }
+
+    /// How many containers were run, each in a VM of its own.
+    pub(crate) fn containers(&self) -> usize {
+        self.containers.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn template(&self, store: Store) -> Result<&Path> {
+        let place = &self.stores[store as usize];
+        let loaded = place.get_or_init(|| self.load(store).map_err(|error| format!("{error:#}")));
+        loaded.as_deref().map_err(|error| anyhow!("{error}"))
+    }
+
+    fn load(&self, store: Store) -> Result<PathBuf> {
+        let dir = self.dir().join(format!("store-{store:?}"));
+        fs::create_dir(&dir).context("Failed to make a directory")?;
+        if let Some(layout) = store.layout() {
+            Invocation::new(self.built.hrun())
+                .env("HRUN_STORE", &dir)
+                .env("HRUN_STATE", self.dir().join("load"))
+                .args(["image", "load"])
+                .args([self.built.image(layout)])
+                .run()?
+                .exits(0)?;
+        }
+        Ok(dir)
+    }
+}
+
+/// What one test works with.
+#[derive(Debug)]
+pub struct Case<'a> {
+    shared: &'a Shared,
+    dir: PathBuf,
+    leaks: LeakCheck,
+}
+
+impl<'a> Case<'a> {
+    pub(crate) fn new(shared: &'a Shared, store: Store) -> Result<Self> {
+        let number = shared.cases.fetch_add(1, Ordering::Relaxed);
+        // The end of the name keeps case 1 from being found in the paths of case 11.
+        let dir = shared.dir().join(format!("{number}c"));
+        for part in ["state", "files"] {
+            fs::create_dir_all(dir.join(part)).context("Failed to make a directory")?;
+        }
+        // Hard links: an image never changes, so its files may be everybody's.
+        let copied = Command::new("cp")
+            .args(["--archive", "--link"])
+            .args([shared.template(store)?, &dir.join("store")])
+            .status()
+            .context("Failed to start cp")?;
+        ensure!(copied.success(), "Failed to copy a store: cp: {copied}");
+        let leaks = LeakCheck::of(&dir);
+        Ok(Self { shared, dir, leaks })
+    }
+
+    /// The built binaries and images.
+    #[must_use]
+    pub fn built(&self) -> &Built {
+        &self.shared.built
+    }
+
+    /// A path for a file of the test's own: it is removed with the case and no litter.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join("files").join(name)
+    }
+
+    /// `HRUN_STORE` of this case.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.dir.join("store")
+    }
+
+    /// `HRUN_STATE` of this case.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// `hrun ARGS`.
+    pub fn hrun<I>(&self, args: I) -> Invocation
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        self.with(self.built().hrun(), args)
+    }
+
+    /// Another program on this case's directories.
+    pub fn with<I>(&self, program: impl Into<PathBuf>, args: I) -> Invocation
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        Invocation::new(program)
+            .env("HRUN_STATE", self.state())
+            .env("HRUN_STORE", self.store())
+            .args(args.into_iter().map(|arg| arg.as_ref().to_owned()))
+    }
+
+    /// `hrun run --rm ARGS`: one container, one VM.
+    pub fn run<I>(&self, args: I) -> Invocation
+    where
+        I: IntoIterator,
+        I::Item: AsRef<str>,
+    {
+        self.shared.containers.fetch_add(1, Ordering::Relaxed);
+        self.hrun(["run", "--rm"])
+            .args(args.into_iter().map(|arg| arg.as_ref().to_owned()))
+    }
+
+    /// `hrun run --rm busybox sh -c SCRIPT`.
+    pub fn shell(&self, script: &str) -> Invocation {
+        self.run(["busybox", "sh", "-c", script])
+    }
+
+    /// VMMs of this case that live.
+    #[must_use]
+    pub fn vmms(&self) -> Vec<Process> {
+        processes::users_of(&self.dir)
+            .into_iter()
+            .filter(|process| process.runs("hrun-vmm"))
+            .collect()
+    }
+
+    /// Waits for the one VMM of this case.
+    ///
+    /// # Errors
+    ///
+    /// None appears.
+    pub fn vmm(&self) -> Result<Process> {
+        eventually("a VMM to appear", Duration::from_secs(30), || {
+            self.vmms().pop()
+        })
+    }
+
+    /// Demands that no process of this case is left, within a moment.
+    ///
+    /// # Errors
+    ///
+    /// Says which are.
+    pub fn no_processes(&self) -> Result<()> {
+        let mut left = Vec::new();
+        eventually("every process to end", Duration::from_secs(10), || {
+            left = processes::users_of(&self.dir);
+            left.is_empty().then_some(())
+        })
+        .with_context(|| format!("left: {left:?}"))
+    }
+
+    /// Files in store and state that were not there at the beginning, and everything else that is
+    /// left over.
+    #[must_use]
+    pub fn litter(&self) -> Vec<String> {
+        self.leaks
+            .find()
+            .into_iter()
+            .filter(|line| !line.contains(&*self.dir.join("files").to_string_lossy()))
+            .collect()
+    }
+
+    /// Ends the case: says what is left, and removes it.
+    pub(crate) fn finish(self) -> Vec<String> {
+        let litter = self.litter();
+        self.leaks.kill();
+        let _ = fs::remove_dir_all(&self.dir);
+        litter
+    }
+}
