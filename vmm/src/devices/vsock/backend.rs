@@ -34,7 +34,7 @@ const TX_SIGNAL: u32 = 3;
 /// How long the driver may wait to get transmit buffers back that it does not need.
 const TX_SIGNAL_DELAY: Timespec = Timespec {
     tv_sec: 0,
-    tv_nsec: 20_000_000,
+    tv_nsec: 100_000_000,
 };
 
 /// Most passes over the queues before the worker looks for a stop and at the host again.
