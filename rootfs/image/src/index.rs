@@ -9,6 +9,7 @@ use oci_spec::image::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::Reference;
+use crate::manifest::Compression;
 
 /// The layout of the store; another number is another layout.
 pub(crate) const VERSION: u32 = 1;
@@ -38,9 +39,16 @@ pub(crate) struct ImageRecord {
 /// One layer of an image: the blob it came from and the directory it is unpacked in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct LayerUse {
-    pub(crate) blob: Digest,
-    pub(crate) blob_bytes: u64,
+    pub(crate) blob: LayerBlob,
     pub(crate) directory: String,
+}
+
+/// A layer as it was loaded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct LayerBlob {
+    pub(crate) digest: Digest,
+    pub(crate) bytes: u64,
+    pub(crate) compression: Compression,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,32 +127,18 @@ impl Index {
         })
     }
 
-    /// Whether some image proves that `blob` unpacks to `diff_id`.
-    pub(crate) fn blob_makes(&self, blob: &Digest, diff_id: &Digest) -> bool {
-        self.images
-            .iter()
-            .flat_map(|image| &image.layers)
-            .any(|layer| {
-                layer.blob == *blob
-                    && self
-                        .layers
-                        .get(&layer.directory)
-                        .is_some_and(|l| l.diff_id == *diff_id)
-            })
-    }
-
-    /// A blob, and its size, that unpacks to `diff_id`.
-    pub(crate) fn blob_of(&self, diff_id: &Digest) -> Option<(Digest, u64)> {
-        let layer = self
-            .images
-            .iter()
-            .flat_map(|image| &image.layers)
-            .find(|layer| {
+    /// A blob of which an image proves that it unpacks to `diff_id`; the one with digest
+    /// `wanted`, if that is given.
+    pub(crate) fn blob_of(&self, diff_id: &Digest, wanted: Option<&Digest>) -> Option<&LayerBlob> {
+        let layers = self.images.iter().flat_map(|image| &image.layers);
+        let mut blobs = layers
+            .filter(|layer| {
                 self.layers
                     .get(&layer.directory)
                     .is_some_and(|l| l.diff_id == *diff_id)
-            })?;
-        Some((layer.blob.clone(), layer.blob_bytes))
+            })
+            .map(|layer| &layer.blob);
+        blobs.find(|blob| wanted.is_none_or(|wanted| *wanted == blob.digest))
     }
 
     /// All blobs that images refer to.
@@ -152,7 +146,7 @@ impl Index {
         self.images
             .iter()
             .flat_map(|image| {
-                let layers = image.layers.iter().map(|layer| &layer.blob);
+                let layers = image.layers.iter().map(|layer| &layer.blob.digest);
                 [&image.id, &image.manifest].into_iter().chain(layers)
             })
             .map(Digest::digest)
@@ -191,6 +185,14 @@ mod tests {
     use super::*;
     use crate::digest;
 
+    fn blob(digest: &Digest) -> LayerBlob {
+        LayerBlob {
+            digest: digest.clone(),
+            bytes: 1,
+            compression: Compression::Gzip,
+        }
+    }
+
     fn layer(diff_id: &Digest, chain_id: Option<&Digest>) -> LayerRecord {
         LayerRecord {
             diff_id: diff_id.clone(),
@@ -212,8 +214,7 @@ mod tests {
             manifest: id.clone(),
             names: BTreeSet::from(["busybox".parse().unwrap()]),
             layers: vec![LayerUse {
-                blob: id.clone(),
-                blob_bytes: 3,
+                blob: blob(&id),
                 directory: directory_name(&id),
             }],
             loaded: 7,
@@ -275,8 +276,7 @@ mod tests {
             manifest: a.clone(),
             names: BTreeSet::new(),
             layers: vec![LayerUse {
-                blob: a.clone(),
-                blob_bytes: 1,
+                blob: blob(&a),
                 directory: directory_name(&a),
             }],
             loaded: 0,

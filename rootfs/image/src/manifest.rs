@@ -3,9 +3,11 @@
 //! Documents come as bytes whose digest was checked already; whoever wrote them may still mean
 //! harm.
 
+use std::fmt;
+
 use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType};
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
 use crate::{Digest, Limits, digest};
 
@@ -20,7 +22,8 @@ const DOCKER_FOREIGN_LAYER: &str = "application/vnd.docker.image.rootfs.foreign.
 const SCHEMA_VERSION: u32 = 2;
 
 /// How a layer blob is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Compression {
     /// Plain tar.
     None,
@@ -28,6 +31,16 @@ pub enum Compression {
     Gzip,
     /// Zstandard, possibly of several frames.
     Zstd,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "not compressed",
+            Self::Gzip => "gzip",
+            Self::Zstd => "Zstandard",
+        })
+    }
 }
 
 impl Compression {

@@ -1,5 +1,7 @@
 //! Archives for tests, also such as no archiver would write.
 
+pub(crate) mod layout;
+
 use tar::Header;
 
 const BLOCK: usize = 512;

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};
 
+use rustix::fs::FlockOperation;
+
 use super::{Store, StoreError};
 use crate::index::{ImageRecord, Index};
 use crate::{Digest, Image, Reference, digest, manifest};
@@ -41,6 +43,7 @@ impl Store {
     /// name and manifest digest (`busybox@sha256:...`), or by its id or a unique beginning of it
     /// (four digits or more).
     pub fn find(&self, name: &str) -> Result<Image, FindError> {
+        let _lock = self.lock(FlockOperation::LockShared)?;
         let index = self.read_index()?;
         let record = find_record(&index, name)?;
         Ok(self.image(&index, record)?)
@@ -48,6 +51,7 @@ impl Store {
 
     /// All images, by name; those without one last.
     pub fn images(&self) -> Result<Vec<Image>, StoreError> {
+        let _lock = self.lock(FlockOperation::LockShared)?;
         let index = self.read_index()?;
         let mut images = index
             .images
@@ -98,7 +102,7 @@ impl Store {
             names: record.names.iter().cloned().collect(),
             config,
             size,
-            compressed_size: record.layers.iter().map(|layer| layer.blob_bytes).sum(),
+            compressed_size: record.layers.iter().map(|layer| layer.blob.bytes).sum(),
             loaded: UNIX_EPOCH + Duration::from_secs(record.loaded),
             layers,
         })

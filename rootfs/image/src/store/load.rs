@@ -1,27 +1,27 @@
 //! Loading images from files: the recipe from a source to an entry in the index.
 
-use std::collections::{BTreeSet, HashMap};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufReader, Read};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+mod image;
 
 use flate2::bufread::MultiGzDecoder;
-use oci_spec::image::{Descriptor, ImageManifestBuilder, MediaType};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
 use rustix::fs::FlockOperation;
 
 use super::tag::move_names;
-use super::unpack::{Pass, PassError, Passed, Pieces};
+
 use super::{Store, StoreError, Workspace, is_full};
 use crate::archive::ArchiveError;
-use crate::index::{ImageRecord, Index, LayerRecord, LayerUse, directory_name};
-use crate::layer::{self, LayerError, Summary};
+use crate::index::{ImageRecord, Index};
+use crate::layer::LayerError;
 use crate::manifest::Compression;
 use crate::progress::Notes;
-use crate::source::{Candidate, Files, LayerSource, ListError, Source, SourceError};
-use crate::{Digest, Image, Progress, digest};
+use crate::source::{Candidate, Files, ListError, Source, SourceError};
+use crate::{Digest, Image, Progress};
+
+use image::{ImageLoad, Ready};
 
 /// Another process can remove what a load relies on, again and again; but not so often.
 const ATTEMPTS: usize = 5;
@@ -57,7 +57,7 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A layer's media type does not say how it is compressed.
-    #[error("Layer {layer} says it is {declared:?}, but is {found:?}")]
+    #[error("Layer {layer} is declared to be {declared}, but is {found}")]
     Compression {
         /// The layer.
         layer: Digest,
@@ -98,15 +98,6 @@ pub enum LoadError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// What was made in the workspace for one image and is not in the store yet.
-#[derive(Default)]
-struct Ready {
-    blobs: HashMap<Digest, PathBuf>,
-    layers: HashMap<String, (LayerRecord, PathBuf)>,
-    /// Which blob, of which size, was seen to make which diff id.
-    proven: HashMap<Digest, (Digest, u64)>,
 }
 
 impl Store {
@@ -217,13 +208,25 @@ impl Store {
                 index: &index,
                 ready: &mut ready,
             };
-            let layers = load.layers(candidate)?;
-            let record = load.documents(candidate, layers)?;
+            let record = match load.run(candidate) {
+                // It may have failed because a layer below went away under it.
+                Err(_) if self.has_lost_layers(&index)? => continue,
+                other => other?,
+            };
             if let Some(image) = self.commit(&record, &candidate.names, &ready, workspace)? {
                 return Ok(image);
             }
         }
         Err(LoadError::Contended)
+    }
+
+    /// Whether layers were removed from the store since it had `index`.
+    fn has_lost_layers(&self, index: &Index) -> Result<bool, StoreError> {
+        let now = self.read_index()?;
+        Ok(!index
+            .layers
+            .keys()
+            .all(|layer| now.layers.contains_key(layer)))
     }
 
     /// Makes an image visible. Gives nothing if something it relies on was removed meanwhile.
@@ -246,8 +249,8 @@ impl Store {
             let complete = record.layers.iter().all(|layer| {
                 let has_layer = index.layers.contains_key(&layer.directory)
                     || ready.layers.contains_key(&layer.directory);
-                let has_blob =
-                    known.contains(layer.blob.digest()) || ready.blobs.contains_key(&layer.blob);
+                let has_blob = known.contains(layer.blob.digest.digest())
+                    || ready.blobs.contains_key(&layer.blob.digest);
                 has_layer && has_blob
             }) && [&record.id, &record.manifest]
                 .into_iter()
@@ -318,374 +321,5 @@ impl Store {
                 .map_err(|err| self.failed("write out", &directory, err))?;
         }
         Ok(())
-    }
-}
-
-/// One attempt at one image.
-struct ImageLoad<'a> {
-    store: &'a Store,
-    source: &'a Source,
-    workspace: &'a Workspace,
-    progress: &'a dyn Progress,
-    /// As it was when the attempt began.
-    index: &'a Index,
-    ready: &'a mut Ready,
-}
-
-impl ImageLoad<'_> {
-    /// Makes sure of all layers, bottom first.
-    fn layers(&mut self, candidate: &Candidate) -> Result<Vec<LayerUse>, LoadError> {
-        let mut chain: Option<Digest> = None;
-        let mut layers: Vec<LayerUse> = Vec::new();
-        for (layer, diff_id) in candidate.layers.iter().zip(&candidate.config.diff_ids) {
-            let chain_id = digest::chain_id(chain.as_ref(), diff_id);
-            let made = self.layer(layer, diff_id, &chain_id, &layers)?;
-            layers.push(made);
-            chain = Some(chain_id);
-        }
-        Ok(layers)
-    }
-
-    fn layer(
-        &mut self,
-        layer: &LayerSource,
-        diff_id: &Digest,
-        chain_id: &Digest,
-        below: &[LayerUse],
-    ) -> Result<LayerUse, LoadError> {
-        let directory = self.directory_of(diff_id, chain_id);
-        let proven = self.proven_blob(layer, diff_id);
-        if let (Some(directory), Some((blob, blob_bytes))) = (&directory, &proven) {
-            self.progress
-                .finished(layer.expected.as_ref().map_or(diff_id, |(blob, _)| blob));
-            return Ok(LayerUse {
-                blob: blob.clone(),
-                blob_bytes: *blob_bytes,
-                directory: directory.clone(),
-            });
-        }
-        let (passed, copy, unpacked_to) =
-            self.pass(layer, (diff_id, chain_id), directory.is_none(), below)?;
-        if let Some(copy) = copy {
-            self.ready.blobs.insert(passed.blob.clone(), copy);
-        }
-        self.ready
-            .proven
-            .insert(diff_id.clone(), (passed.blob.clone(), passed.blob_bytes));
-        let directory = match directory {
-            Some(directory) => directory,
-            None => {
-                let summary = passed
-                    .unpacked
-                    .and_then(Result::ok)
-                    .expect("pass() gives no layer that failed to unpack");
-                let chain_id = summary.depends_on_lower.then(|| chain_id.clone());
-                let directory = directory_name(chain_id.as_ref().unwrap_or(diff_id));
-                let record = LayerRecord {
-                    diff_id: diff_id.clone(),
-                    chain_id,
-                    bytes: summary.bytes,
-                    opaque: summary.opaque,
-                };
-                self.ready
-                    .layers
-                    .insert(directory.clone(), (record, unpacked_to));
-                directory
-            }
-        };
-        Ok(LayerUse {
-            blob: passed.blob,
-            blob_bytes: passed.blob_bytes,
-            directory,
-        })
-    }
-
-    /// Copies, checks and unpacks a layer as far as the store needs it; gives where to.
-    fn pass(
-        &self,
-        layer: &LayerSource,
-        (diff_id, chain_id): (&Digest, &Digest),
-        unpack: bool,
-        below: &[LayerUse],
-    ) -> Result<(Passed, Option<PathBuf>, PathBuf), LoadError> {
-        let what = layer.expected.as_ref().map_or(diff_id, |(blob, _)| blob);
-        let blob = self.source.blob(&layer.file)?;
-        if let Some((_, bytes)) = &layer.expected
-            && *bytes != blob.size()
-        {
-            let found = format!("{} bytes long", blob.size());
-            return Err(self.source.mismatch(&layer.file, &found).into());
-        }
-        let start = blob
-            .start()
-            .map_err(|source| self.source.unreadable(&layer.file, source))?;
-        let found = Compression::sniff(&start);
-        let compression = layer.compression.unwrap_or(found);
-        self.progress.started(what, blob.size());
-        let copy = (!self.has_blob(layer)).then(|| self.path("blob-", diff_id));
-        let target = self.path("layer-", chain_id);
-        let pass = Pass {
-            compression,
-            copy: copy.as_ref().map(|path| self.create(path)).transpose()?,
-            limit: self.store.limits.layer_bytes,
-            what,
-            progress: self.progress,
-        };
-        let unpack = unpack.then_some(|pieces| self.unpack(pieces, &target, below));
-        let result = pass.run(blob, unpack);
-        let passed = self.judge(result, layer, what, diff_id, (compression, found))?;
-        self.progress.finished(what);
-        Ok((passed, copy, target))
-    }
-
-    /// Finds the first reason why a layer is not good.
-    fn judge(
-        &self,
-        result: Result<Passed, PassError>,
-        layer: &LayerSource,
-        what: &Digest,
-        diff_id: &Digest,
-        (declared, found): (Compression, Compression),
-    ) -> Result<Passed, LoadError> {
-        let check_digest = |blob: &Digest| match &layer.expected {
-            Some((expected, _)) if expected != blob => Err(self.source.mismatch(&layer.file, blob)),
-            _ => Ok(()),
-        };
-        let wrong_compression = || {
-            (declared != found).then(|| LoadError::Compression {
-                layer: what.clone(),
-                declared,
-                found,
-            })
-        };
-        let passed = match result {
-            Ok(passed) => passed,
-            Err(PassError::Read(source)) => {
-                return Err(self.source.unreadable(&layer.file, source).into());
-            }
-            Err(PassError::Write(source) | PassError::Thread(source)) => {
-                return Err(self
-                    .store
-                    .failed("copy to", self.workspace.path(), source)
-                    .into());
-            }
-            Err(PassError::TooLarge) => {
-                let limit = self.store.limits.layer_bytes;
-                return Err(LoadError::TooLarge {
-                    layer: what.clone(),
-                    limit,
-                });
-            }
-            Err(PassError::Decompress(source, blob)) => {
-                check_digest(&blob)?;
-                return Err(
-                    wrong_compression().unwrap_or_else(|| LoadError::Decompress {
-                        what: format!("layer {what}"),
-                        source,
-                    }),
-                );
-            }
-        };
-        check_digest(&passed.blob)?;
-        if let Some(err) = wrong_compression() {
-            return Err(err);
-        }
-        if passed.diff_id != *diff_id {
-            return Err(LoadError::DiffId {
-                layer: what.clone(),
-                expected: diff_id.to_string(),
-                found: passed.diff_id.to_string(),
-            });
-        }
-        if let Some(Err(source)) = passed.unpacked {
-            return Err(match source {
-                LayerError::System { source, .. } if is_full(&source) => self
-                    .store
-                    .failed("unpack to", self.workspace.path(), source)
-                    .into(),
-                source => LoadError::Layer {
-                    layer: what.clone(),
-                    source,
-                },
-            });
-        }
-        Ok(passed)
-    }
-
-    fn unpack(
-        &self,
-        pieces: Pieces,
-        target: &Path,
-        below: &[LayerUse],
-    ) -> Result<Summary, LayerError> {
-        let lower: Vec<PathBuf> = below
-            .iter()
-            .rev()
-            .map(|layer| self.place_of(&layer.directory))
-            .collect();
-        let failed = |source| LayerError::Directory { source };
-        let prepare = || {
-            DirBuilder::new().mode(0o700).create(target)?;
-            Ok((File::open(target)?, self.workspace.trash()?))
-        };
-        let (root, trash) = prepare().map_err(failed)?;
-        layer::unpack_buffered(
-            pieces,
-            root.as_fd(),
-            &lower,
-            trash,
-            &self.store.limits,
-            self.progress,
-        )
-    }
-
-    /// Stores manifest and configuration, and makes the record for the index.
-    fn documents(
-        &mut self,
-        candidate: &Candidate,
-        layers: Vec<LayerUse>,
-    ) -> Result<ImageRecord, LoadError> {
-        let id = self.document(&candidate.config_bytes)?;
-        let manifest = match &candidate.manifest {
-            Some(bytes) => self.document(bytes)?,
-            None => {
-                let bytes = self.make_manifest(&id, candidate, &layers)?;
-                self.document(&bytes)?
-            }
-        };
-        let loaded = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        Ok(ImageRecord {
-            id,
-            manifest,
-            names: BTreeSet::new(),
-            layers,
-            loaded,
-        })
-    }
-
-    fn document(&mut self, bytes: &[u8]) -> Result<Digest, StoreError> {
-        let digest = digest::of(bytes);
-        if !self.index.blobs().contains(digest.digest()) {
-            let path = self.path("blob-", &digest);
-            let mut file = self.create(&path)?;
-            io::Write::write_all(&mut file, bytes)
-                .map_err(|err| self.store.failed("write", &path, err))?;
-            self.ready.blobs.insert(digest.clone(), path);
-        }
-        Ok(digest)
-    }
-
-    /// The manifest that a docker archive does not have.
-    fn make_manifest(
-        &self,
-        id: &Digest,
-        candidate: &Candidate,
-        layers: &[LayerUse],
-    ) -> Result<Vec<u8>, StoreError> {
-        let mut descriptors = Vec::new();
-        for layer in layers {
-            let path = match self.ready.blobs.get(&layer.blob) {
-                Some(path) => path.clone(),
-                None => self.store.blob_path(&layer.blob),
-            };
-            let mut start = Vec::new();
-            File::open(&path)
-                .and_then(|file| file.take(4).read_to_end(&mut start))
-                .map_err(|err| self.store.failed("read", &path, err))?;
-            let media_type = Compression::sniff(&start).media_type();
-            descriptors.push(Descriptor::new(
-                media_type,
-                layer.blob_bytes,
-                layer.blob.clone(),
-            ));
-        }
-        let config_bytes = candidate.config_bytes.len() as u64;
-        let manifest = ImageManifestBuilder::default()
-            .schema_version(2u32)
-            .media_type(MediaType::ImageManifest)
-            .config(Descriptor::new(
-                MediaType::ImageConfig,
-                config_bytes,
-                id.clone(),
-            ))
-            .layers(descriptors)
-            .build()
-            .expect("all that a manifest needs is set");
-        Ok(serde_json::to_vec(&manifest).expect("a manifest has string keys only"))
-    }
-
-    /// The directory of a layer that is in the store, or ready to go there.
-    fn directory_of(&self, diff_id: &Digest, chain_id: &Digest) -> Option<String> {
-        if let Some(directory) = self.index.layer_directory(diff_id, chain_id) {
-            return Some(directory.to_owned());
-        }
-        [diff_id, chain_id]
-            .into_iter()
-            .map(directory_name)
-            .find(|name| {
-                self.ready.layers.get(name).is_some_and(|(layer, _)| {
-                    layer.diff_id == *diff_id
-                        && layer
-                            .chain_id
-                            .as_ref()
-                            .is_none_or(|chain| chain == chain_id)
-                })
-            })
-    }
-
-    fn place_of(&self, directory: &str) -> PathBuf {
-        match self.ready.layers.get(directory) {
-            Some((_, path)) => path.clone(),
-            None => self.store.layers_path().join(directory),
-        }
-    }
-
-    /// A blob, there or ready, that is known to unpack to `diff_id`.
-    fn proven_blob(&self, layer: &LayerSource, diff_id: &Digest) -> Option<(Digest, u64)> {
-        let known = match &layer.expected {
-            Some((blob, bytes)) => self
-                .index
-                .blob_makes(blob, diff_id)
-                .then(|| (blob.clone(), *bytes)),
-            None => self.index.blob_of(diff_id),
-        };
-        known.or_else(|| {
-            let (blob, bytes) = self.ready.proven.get(diff_id)?;
-            let wanted = layer
-                .expected
-                .as_ref()
-                .is_none_or(|(expected, _)| expected == blob);
-            (wanted && (self.ready.blobs.contains_key(blob) || self.is_stored(blob)))
-                .then(|| (blob.clone(), *bytes))
-        })
-    }
-
-    fn has_blob(&self, layer: &LayerSource) -> bool {
-        layer
-            .expected
-            .as_ref()
-            .is_some_and(|(blob, _)| self.ready.blobs.contains_key(blob) || self.is_stored(blob))
-    }
-
-    fn is_stored(&self, blob: &Digest) -> bool {
-        self.index.blobs().contains(blob.digest())
-    }
-
-    fn path(&self, kind: &str, digest: &Digest) -> PathBuf {
-        self.workspace
-            .path()
-            .join(format!("{kind}{}", digest.digest()))
-    }
-
-    fn create(&self, path: &Path) -> Result<File, StoreError> {
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(|err| self.store.failed("write", path, err))
     }
 }

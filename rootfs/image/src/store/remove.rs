@@ -1,13 +1,16 @@
 //! Removing names, and with the last name the image.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::find::{FindError, find_record};
 use super::{Store, StoreError, open_lock};
+use crate::index::{ImageRecord, Index};
 use crate::{Digest, Reference};
 
 /// What [`Store::remove`] did.
@@ -17,7 +20,7 @@ pub struct Removed {
     pub untagged: Vec<Reference>,
     /// The image, if it went with its last name.
     pub deleted: Option<Digest>,
-    /// Bytes of unpacked files and blobs that no other image shares.
+    /// Bytes of unpacked files and layer blobs that no other image shares.
     pub freed: u64,
 }
 
@@ -96,18 +99,26 @@ impl Store {
             }
             other => other.map_err(|err| self.failed("lock", &use_path, err.into()))?,
         }
-        let workspace = self.new_workspace()?;
         index.images.retain(|image| image.id != record.id);
         let layers = index.drop_unused_layers();
-        let kept = index.blobs();
-        let blobs: u64 = [&record.id, &record.manifest]
-            .into_iter()
-            .chain(record.layers.iter().map(|layer| &layer.blob))
-            .filter(|blob| !kept.contains(blob.digest()))
-            .filter_map(|blob| fs::metadata(self.blob_path(blob)).ok())
-            .map(|metadata| metadata.len())
-            .sum();
-        self.write_index(&index)?;
+        let unused = self.unused_blobs(&index, &record);
+        let blobs: u64 = unused.iter().map(|(_, bytes)| bytes).sum();
+        let forget = || {
+            let workspace = self.new_workspace()?;
+            self.write_index(&index)?;
+            Ok(workspace)
+        };
+        let workspace = match forget() {
+            Err(StoreError::Full { .. }) => {
+                // Room for the new index comes from what no container needs: should this process
+                // die now, the image is still whole enough to run and to be removed.
+                for (path, _) in &unused {
+                    fs::remove_file(path).map_err(|err| self.failed("remove", path, err))?;
+                }
+                forget()?
+            }
+            other => other?,
+        };
         self.set_orphans_aside(&index, &workspace)?;
         match fs::remove_file(&use_path) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {
@@ -124,5 +135,23 @@ impl Store {
             deleted: Some(record.id),
             freed: blobs + unpacked,
         })
+    }
+
+    /// Files and sizes of the layer blobs that only `record` used.
+    fn unused_blobs(&self, index: &Index, record: &ImageRecord) -> Vec<(PathBuf, u64)> {
+        let kept = index.blobs();
+        let blobs: BTreeSet<&str> = record
+            .layers
+            .iter()
+            .map(|layer| layer.blob.digest.digest())
+            .collect();
+        blobs
+            .difference(&kept)
+            .filter_map(|blob| {
+                let path = self.blobs_path().join(blob);
+                let bytes = fs::metadata(&path).ok()?.len();
+                Some((path, bytes))
+            })
+            .collect()
     }
 }

@@ -24,6 +24,7 @@ pub(super) struct Passed {
     /// Digest of the blob as it is stored.
     pub(super) blob: Digest,
     pub(super) blob_bytes: u64,
+    pub(super) compression: Compression,
     /// Digest of the tar archive in it.
     pub(super) diff_id: Digest,
     /// Nothing if it was not to be unpacked.
@@ -64,6 +65,7 @@ impl Pass<'_> {
         blob: impl Read + Send,
         unpack: Option<impl FnOnce(Pieces) -> Result<Summary, LayerError>>,
     ) -> Result<Passed, PassError> {
+        let compression = self.compression;
         thread::scope(|scope| {
             let (pieces, receiver) = sync_channel(PIECES);
             let decoder = thread::Builder::new()
@@ -86,6 +88,7 @@ impl Pass<'_> {
             Ok(Passed {
                 blob: decoded.blob,
                 blob_bytes: decoded.blob_bytes,
+                compression,
                 diff_id: decoded.diff_id,
                 unpacked,
             })

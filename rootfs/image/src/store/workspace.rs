@@ -58,6 +58,21 @@ impl Workspace {
         }))
     }
 
+    /// Makes the directory `path`, which is directly in the workspace, without what a failed
+    /// attempt may have left there.
+    pub(crate) fn make_directory(&self, path: &Path) -> io::Result<()> {
+        let create = || DirBuilder::new().mode(0o700).create(path);
+        match create() {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {
+                let name = path.file_name().unwrap_or_default();
+                self.trash()?
+                    .discard(&self.directory, &CString::new(name.as_bytes())?)?;
+                create()
+            }
+            other => other,
+        }
+    }
+
     fn delete(&self) -> io::Result<()> {
         let mut trash = self.trash()?;
         let directory: OwnedFd = self.directory.try_clone()?.into();
