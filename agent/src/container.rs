@@ -77,6 +77,7 @@ pub(crate) struct Sandbox {
     twin: Twin,
     cgroup: Cgroup,
     devices: Devices,
+    mounts: Option<OwnedFd>,
 }
 
 /// What the agent keeps of the container's `/dev`.
@@ -147,6 +148,10 @@ impl Sandbox {
             .map_err(failed("make", "the container's namespaces"))?;
         let devices = twin.run(|| stage(staging)).ok_or(ContainerError::Died)??;
         Ok(Self {
+            // Without it the container works as well.
+            mounts: twin
+                .pidfd()
+                .and_then(|twin| sys::mount_namespace(twin).ok()),
             twin,
             cgroup,
             devices,
@@ -262,6 +267,9 @@ pub(crate) struct Container {
     pub(crate) devices: Devices,
     /// Its root directory, as a mere place.
     pub(crate) root: OwnedFd,
+    /// Its mount namespace: as long as this is open, the end of the last process in it does not
+    /// wait until everything is unmounted.
+    _mounts: Option<OwnedFd>,
 }
 
 impl Container {
@@ -279,6 +287,7 @@ impl Container {
         let Sandbox {
             cgroup,
             devices,
+            mounts,
             mut twin,
         } = sandbox;
         let root = twin
@@ -296,6 +305,7 @@ impl Container {
             cgroup,
             devices,
             root,
+            _mounts: mounts,
         })
     }
 }

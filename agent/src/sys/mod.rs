@@ -248,6 +248,17 @@ pub(crate) fn restore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// The mount namespace of a process.
+pub(crate) fn mount_namespace(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `_IO(0xff, 3)` of linux/pidfd.h
+    const PIDFD_GET_MNT_NAMESPACE: libc::c_ulong = 0xff03;
+    // SAFETY: no memory is involved; the result is a new descriptor that nobody else owns.
+    unsafe {
+        let fd = check(libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_MNT_NAMESPACE, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
 /// Sends a signal by its number; `pidfd` must be a process descriptor.
 pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
     // SAFETY: the third argument may be null.

@@ -220,6 +220,11 @@ impl Twin {
         frame.result
     }
 
+    /// The twin, as a process.
+    pub(crate) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.pidfd.as_ref().map(AsFd::as_fd)
+    }
+
     /// The process that the twin has become, by its descriptor, and the stack for the next twin.
     pub(crate) fn into_program(mut self) -> Option<(OwnedFd, Stack)> {
         let stack = self.stack.as_ref()?;
