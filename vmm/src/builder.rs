@@ -33,7 +33,7 @@ use crate::{
     host_kind::{self, ProbeError},
     ports::{PVPANIC, Ports},
     profile::Profile,
-    sandbox::{Sandbox, SandboxError},
+    sandbox::{self, SandboxError},
     timeline::Timeline,
     vcpu::{Buses, Vcpu, VcpuError, Vcpus},
     virtio_mmio::{TransportError, VirtioMmio, VirtioMmioBus, window},
@@ -228,9 +228,9 @@ pub fn build(config: &VmConfig, end: &Arc<End>, timeline: &Timeline) -> Result<B
     let vm = Vm::new(memory)?;
     timeline.reached("KVM ready");
 
-    let (devices, sandbox) = make_devices(config)?;
-    sandbox.enter().map_err(BuildError::Sandbox)?;
+    confine(config)?;
     timeline.reached("shares mounted");
+    let devices = make_devices(config)?;
 
     let mut vcpus = (0..config.vcpus)
         .map(|id| Vcpu::new(&vm.kvm, &vm.fd, id, config.vcpus))
@@ -304,31 +304,34 @@ fn allocate_memory(size: u64) -> Result<GuestMemoryMmap, BuildError> {
     GuestMemoryMmap::from_ranges(&ranges).map_err(|err| failed(io::Error::other(err)))
 }
 
+/// Confines the process to what the VM needs; the new root is assembled over the directory of the
+/// control socket, of which the process needs no more than the open socket.
+fn confine(config: &VmConfig) -> Result<(), BuildError> {
+    let sockets = config
+        .vsock
+        .as_ref()
+        .and_then(|vsock| vsock.socket.parent());
+    let mount_point = config.control.parent().unwrap_or(Path::new("/"));
+    sandbox::enter(mount_point, sockets.as_slice(), &config.shares).map_err(BuildError::Sandbox)
+}
+
 type Devices = Vec<Box<dyn VirtioDevice>>;
 
-/// The devices, in the order of their windows, and the root that holds their shares.
-fn make_devices(config: &VmConfig) -> Result<(Devices, Sandbox), BuildError> {
+/// The devices, in the order of their windows.
+fn make_devices(config: &VmConfig) -> Result<Devices, BuildError> {
     let mut devices = Devices::new();
     if let Some(vsock) = &config.vsock {
         let device = Vsock::new(vsock.cid, &vsock.socket).map_err(BuildError::Vsock)?;
         devices.push(Box::new(device));
     }
     devices.push(Box::new(Rng::default()));
-
-    let sockets = config
-        .vsock
-        .as_ref()
-        .and_then(|vsock| vsock.socket.parent());
-    let mount_point = config.control.parent().unwrap_or(Path::new("/"));
-    let sandbox = Sandbox::assemble(mount_point, sockets.as_slice(), &config.shares)
-        .map_err(BuildError::Sandbox)?;
     for (index, share) in config.shares.iter().enumerate() {
         // The upper directory of an overlay belongs to this VM alone; a directory is the host's.
         let sharing = match share.source {
             ShareSource::Overlay { .. } => Sharing::Exclusive,
             ShareSource::Directory(_) | ShareSource::File { .. } => Sharing::Shared,
         };
-        let device = Fs::new(&share.tag, &sandbox.share(index), sharing).map_err(|source| {
+        let device = Fs::new(&share.tag, &sandbox::share(index), sharing).map_err(|source| {
             BuildError::Fs {
                 tag: share.tag.clone(),
                 source,
@@ -339,7 +342,7 @@ fn make_devices(config: &VmConfig) -> Result<(Devices, Sandbox), BuildError> {
     if devices.len() > layout::MAX_DEVICES {
         return Err(BuildError::TooManyDevices(devices.len()));
     }
-    Ok((devices, sandbox))
+    Ok(devices)
 }
 
 fn attach(vm: &Vm, devices: Devices) -> Result<VirtioMmioBus, BuildError> {

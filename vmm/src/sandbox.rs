@@ -5,6 +5,7 @@
 //! | path | what |
 //! |---|---|
 //! | `/shares/N` | root of share N, read-only in the kernel's eyes if the share is |
+//! | `/proc/self/fd` | the process's own descriptors, through which virtio-fs opens files again |
 //! | directories of the sockets | under their own names, for connections that the guest opens |
 //!
 //! Whatever is mounted here vanishes with the process, however it ends.
@@ -58,107 +59,106 @@ fn step(step: &'static str) -> impl FnOnce(rustix::io::Errno) -> SandboxError {
     }
 }
 
-/// A root file system that is assembled and not yet entered.
-pub struct Sandbox {
-    root: PathBuf,
+/// The root of share `index`, once the process is confined.
+#[must_use]
+pub fn share(index: usize) -> PathBuf {
+    Path::new("/shares").join(index.to_string())
 }
 
-impl Sandbox {
-    /// Moves the process into a mount namespace of its own and assembles its root file system on
-    /// `mount_point`, an empty or disposable directory.
-    ///
-    /// # Errors
-    ///
-    /// The process lacks CAP_SYS_ADMIN, or something cannot be mounted.
-    pub fn assemble(
-        mount_point: &Path,
-        sockets: &[&Path],
-        shares: &[ShareConfig],
-    ) -> Result<Self, SandboxError> {
-        // SAFETY: the process has one thread as yet, and no descriptor or path of it depends on
-        // the namespace being shared.
-        unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
-            .map_err(step("make a mount namespace"))?;
-        mount_change(
-            "/",
-            MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-        )
-        .map_err(step("make all mounts private"))?;
-        // Sources first: the new root may hide them.
-        let directories = sockets
-            .iter()
-            .map(|path| Ok((*path, clone_mount(path, false)?)))
-            .collect::<rustix::io::Result<Vec<_>>>()
-            .map_err(step("find the directory of the sockets"))?;
-        let roots = shares
-            .iter()
-            .map(share_root)
-            .collect::<Result<Vec<_>, _>>()?;
+/// Confines the process to `shares` and to the directories `sockets`, and gives up every
+/// capability that serving files does not need. The new root file system is assembled on
+/// `mount_point`, a directory whose content the process does not need under another name.
+///
+/// # Errors
+///
+/// The process lacks CAP_SYS_ADMIN, or something cannot be mounted: then it must end.
+pub fn enter(
+    mount_point: &Path,
+    sockets: &[&Path],
+    shares: &[ShareConfig],
+) -> Result<(), SandboxError> {
+    // SAFETY: the process has one thread as yet, and no descriptor or path of it depends on
+    // the namespace being shared.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+        .map_err(step("make a mount namespace"))?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )
+    .map_err(step("make all mounts private"))?;
+    assemble(mount_point, sockets, shares)?;
+    pivot(mount_point)?;
+    drop_capabilities()
+}
 
-        let base = tmpfs().map_err(step("make a root file system"))?;
-        attach(base.as_fd(), CWD, mount_point).map_err(step("mount a root file system"))?;
-        let base = openat(
-            CWD,
-            mount_point,
-            OFlags::PATH | OFlags::DIRECTORY,
-            Mode::empty(),
-        )
-        .map_err(step("open the root file system"))?;
-        for (path, directory) in directories {
-            let relative = path.strip_prefix("/").unwrap_or(path);
-            make_directories(base.as_fd(), relative)
-                .and_then(|()| attach(directory.as_fd(), base.as_fd(), relative))
-                .map_err(step("mount the directory of the sockets"))?;
-        }
-        for (index, root) in roots.iter().enumerate() {
-            place(
-                root,
-                base.as_fd(),
-                &Path::new("shares").join(index.to_string()),
-            )
+fn assemble(
+    mount_point: &Path,
+    sockets: &[&Path],
+    shares: &[ShareConfig],
+) -> Result<(), SandboxError> {
+    // Sources first: the new root may hide them.
+    let descriptors = format!("/proc/{}/fd", std::process::id());
+    let own = [(Path::new("/proc/self/fd"), Path::new(&descriptors))];
+    let kept = own
+        .into_iter()
+        .chain(sockets.iter().map(|path| (*path, *path)))
+        .map(|(to, from)| Ok((to, clone_mount(from, false)?)))
+        .collect::<rustix::io::Result<Vec<_>>>()
+        .map_err(step("find the directories that are kept"))?;
+    let roots = shares
+        .iter()
+        .map(share_root)
+        .collect::<Result<Vec<_>, _>>()?;
+
+    let base = tmpfs().map_err(step("make a root file system"))?;
+    attach(base.as_fd(), CWD, mount_point).map_err(step("mount a root file system"))?;
+    let base = openat(
+        CWD,
+        mount_point,
+        OFlags::PATH | OFlags::DIRECTORY,
+        Mode::empty(),
+    )
+    .map_err(step("open the root file system"))?;
+    for (path, directory) in kept {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        make_directories(base.as_fd(), relative)
+            .and_then(|()| attach(directory.as_fd(), base.as_fd(), relative))
+            .map_err(step("mount a directory that is kept"))?;
+    }
+    for (index, root) in roots.iter().enumerate() {
+        let path = share(index);
+        place(root, base.as_fd(), path.strip_prefix("/").unwrap_or(&path))
             .map_err(step("mount a share"))?;
-        }
-        set_read_only(base.as_fd(), false).map_err(step("make the root file system read-only"))?;
-        Ok(Self {
-            root: mount_point.into(),
-        })
     }
+    set_read_only(base.as_fd(), false).map_err(step("make the root file system read-only"))
+}
 
-    /// The root of share `index`, as long as the new root is not entered.
-    #[must_use]
-    pub fn share(&self, index: usize) -> PathBuf {
-        self.root.join("shares").join(index.to_string())
-    }
+/// Makes the root file system on `mount_point` the only one.
+fn pivot(mount_point: &Path) -> Result<(), SandboxError> {
+    chdir(mount_point).map_err(step("enter the root file system"))?;
+    pivot_root(".", ".").map_err(step("pivot to the root file system"))?;
+    // The old root lies over the new one now.
+    unmount(".", UnmountFlags::DETACH).map_err(step("leave the host's file system"))?;
+    chdir("/").map_err(step("enter the root file system"))
+}
 
-    /// Makes the assembled root the only one, and gives up every capability that serving files
-    /// does not need.
-    ///
-    /// # Errors
-    ///
-    /// The kernel refuses.
-    pub fn enter(self) -> Result<(), SandboxError> {
-        chdir(&self.root).map_err(step("enter the root file system"))?;
-        pivot_root(".", ".").map_err(step("pivot to the root file system"))?;
-        // The old root lies over the new one now.
-        unmount(".", UnmountFlags::DETACH).map_err(step("leave the host's file system"))?;
-        chdir("/").map_err(step("enter the root file system"))?;
-        let kept = CapabilitySet::CHOWN
-            | CapabilitySet::DAC_OVERRIDE
-            | CapabilitySet::DAC_READ_SEARCH
-            | CapabilitySet::FOWNER
-            | CapabilitySet::FSETID
-            | CapabilitySet::MKNOD
-            | CapabilitySet::SETFCAP
-            | CapabilitySet::SETGID
-            | CapabilitySet::SETUID;
-        let sets = CapabilitySets {
-            effective: kept,
-            permitted: kept,
-            inheritable: CapabilitySet::empty(),
-        };
-        rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
-        set_capabilities(None, sets).map_err(step("drop capabilities"))
-    }
+fn drop_capabilities() -> Result<(), SandboxError> {
+    let kept = CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::DAC_READ_SEARCH
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::MKNOD
+        | CapabilitySet::SETFCAP
+        | CapabilitySet::SETGID
+        | CapabilitySet::SETUID;
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
+    set_capabilities(None, sets).map_err(step("drop capabilities"))
 }
 
 /// Root of a share, before it has its place.
@@ -360,8 +360,7 @@ mod tests {
         fs::create_dir(&state).unwrap();
         fs::write(state.join("socket"), "").unwrap();
         let confined = thread::spawn(move || {
-            let sandbox = Sandbox::assemble(&state, &[&state], &shares).unwrap();
-            sandbox.enter().unwrap();
+            super::enter(&state, &[&state], &shares).unwrap();
             assert!(
                 state.join("socket").exists(),
                 "the sockets keep their names"
@@ -387,9 +386,9 @@ mod tests {
         let secret = host.path().join("secret");
         fs::write(&secret, "secret").unwrap();
         enter(host.path(), shares, move || {
-            assert!(
-                !secret.exists() && !Path::new("/etc").exists() && !Path::new("/proc").exists()
-            );
+            assert!(!secret.exists() && !Path::new("/etc").exists());
+            let processes = fs::read_dir("/proc").unwrap().count();
+            assert_eq!(processes, 1, "/proc/self/fd and nothing else");
             fs::write("/shares/0/file", "by the guest").unwrap();
             refused(fs::write("/file", ""));
             refused(fs::write("/shares/file", ""));
@@ -479,7 +478,7 @@ mod tests {
             ShareSource::Directory("/no/such/place".into()),
             true,
         )];
-        let assembled = thread::spawn(move || Sandbox::assemble(state.path(), &[], &shares).err());
+        let assembled = thread::spawn(move || super::enter(state.path(), &[], &shares).err());
         let message = assembled.join().unwrap().unwrap().to_string();
         assert!(
             message.contains("/no/such/place") && message.contains("\"v\""),

@@ -3,7 +3,7 @@
 //! Requests are handled one after the other in the device's thread. What a guest may reach is
 //! not decided here but by the mount namespace that holds the share's root ([`crate::sandbox`]).
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use fuse_backend_rs::{
@@ -60,6 +60,8 @@ impl Fs {
             .to_str()
             .ok_or(io::ErrorKind::InvalidFilename)?
             .to_owned();
+        // It opens the root when the guest mounts the share: here only to find errors early.
+        File::open(root)?;
         let fs = PassthroughFs::<()>::new(Config {
             root_dir,
             cache_policy,
@@ -68,7 +70,6 @@ impl Fs {
             xattr: true,
             ..Config::default()
         })?;
-        fs.import()?;
         let mut config = vec![0; MAX_TAG];
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config.extend(REQUEST_QUEUES.to_le_bytes());
