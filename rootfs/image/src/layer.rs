@@ -9,6 +9,7 @@ mod xattr;
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, chmodat, chownat, fchmod, ftruncate, futimens, linkat,
@@ -20,7 +21,9 @@ use crate::Limits;
 use crate::archive::{Archive, ArchiveError, Entry, Input, Kind, Segment, Stream};
 use crate::progress::{Notes, Progress};
 use crate::trash::Trash;
-use crate::tree::{Attributes, EntryPath, PathProblem, Tree, TreeError, is_whiteout, set_opaque};
+use crate::tree::{
+    Attributes, EntryPath, PathProblem, Place, Tree, TreeError, is_whiteout, set_opaque,
+};
 
 /// Marks a name that the layer removes from those below (OCI image specification, "Whiteouts").
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -202,8 +205,10 @@ impl<I: Input> Unpacker<'_, I> {
             }
             let hidden = EntryPath::new(hidden)?;
             let (_, name) = hidden.split().expect("it is not empty");
-            let parent = self.tree.directory(parent, entry.mtime)?;
-            return self.tree.whiteout(&parent, &name);
+            return match self.whiteout_directory(parent, entry)? {
+                Some(parent) => self.tree.whiteout(&parent, &name),
+                None => Ok(()),
+            };
         }
         if path
             .components()
@@ -219,8 +224,31 @@ impl<I: Input> Unpacker<'_, I> {
             self.summary.opaque = true;
             return Ok(());
         }
-        let directory = self.tree.directory(parent, entry.mtime)?;
-        set_opaque(&directory)
+        match self.whiteout_directory(parent, entry)? {
+            Some(directory) => set_opaque(&directory),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a whiteout belongs; nothing if it hides nothing.
+    fn whiteout_directory(
+        &mut self,
+        path: &[u8],
+        entry: &Entry,
+    ) -> Result<Option<Rc<OwnedFd>>, TreeError> {
+        Ok(match self.tree.whiteout_directory(path, entry.mtime)? {
+            Place::Directory(directory) => Some(directory),
+            Place::NoDirectory => None,
+            Place::BehindLink => {
+                self.notes.add(|| {
+                    format!(
+                        "whiteout {} left out: it lies behind a symbolic link",
+                        shown(&entry.path)
+                    )
+                });
+                None
+            }
+        })
     }
 
     fn node(&mut self, entry: &Entry, path: &EntryPath) -> Result<(), TreeError> {

@@ -100,12 +100,32 @@ impl Attributes {
     }
 }
 
+/// What stands where a directory was looked for.
+pub(crate) enum Place<T> {
+    Directory(T),
+    /// A symbolic link is in the way.
+    BehindLink,
+    /// Something else is.
+    NoDirectory,
+}
+
+/// What a directory is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// To make an entry in it: links are followed, whiteouts give way.
+    Make,
+    /// To hide something below.
+    Hide,
+}
+
 /// The directory of the last entry: most entries follow others of theirs.
 struct Current {
     path: Vec<u8>,
     directory: Rc<OwnedFd>,
     /// What its times shall be when it is left.
     times: Timestamps,
+    /// `path` leads through a link.
+    followed: bool,
     /// Something was replaced in it, maybe a link that `path` leads through.
     stale: bool,
 }
@@ -153,19 +173,53 @@ impl<'a> Tree<'a> {
         path: &[u8],
         mtime: Timestamp,
     ) -> Result<Rc<OwnedFd>, TreeError> {
-        if let Some(current) = &self.current
-            && !current.stale
-            && current.path == path
-        {
+        if let Some(current) = self.current(path) {
             return Ok(current.directory.clone());
         }
         self.leave()?;
         let directory = match self.open_directory(path) {
-            Err(Errno::NOENT | Errno::NOTDIR) => self.make_directories(path, mtime)?,
+            Err(Errno::NOENT | Errno::NOTDIR) => {
+                match self.make_directories(path, mtime, Way::Make)? {
+                    Place::Directory(directory) => directory,
+                    Place::NoDirectory | Place::BehindLink => {
+                        return Err(TreeError::Refused("something above it is no directory"));
+                    }
+                }
+            }
             other => other.map_err(TreeError::system("open the directory of"))?,
         };
         let times = times_of(&directory)?;
         Ok(self.enter(path, directory, times))
+    }
+
+    /// Opens the directory of a whiteout. What it hides can only be below a directory of that
+    /// name: if the layer has a file or a whiteout there, that hides it already, and if it has a
+    /// link, then what the link leads to is something else.
+    pub(crate) fn whiteout_directory(
+        &mut self,
+        path: &[u8],
+        mtime: Timestamp,
+    ) -> Result<Place<Rc<OwnedFd>>, TreeError> {
+        if let Some(current) = self.current(path)
+            && !current.followed
+        {
+            return Ok(Place::Directory(current.directory.clone()));
+        }
+        self.leave()?;
+        Ok(match self.make_directories(path, mtime, Way::Hide)? {
+            Place::Directory(directory) => {
+                let times = times_of(&directory)?;
+                Place::Directory(self.enter(path, directory, times))
+            }
+            Place::BehindLink => Place::BehindLink,
+            Place::NoDirectory => Place::NoDirectory,
+        })
+    }
+
+    fn current(&self, path: &[u8]) -> Option<&Current> {
+        self.current
+            .as_ref()
+            .filter(|current| !current.stale && current.path == path)
     }
 
     /// Makes `directory` the current one, which shall have `times` in the end.
@@ -176,6 +230,7 @@ impl<'a> Tree<'a> {
             path,
             directory: directory.clone(),
             times,
+            followed: self.followed,
             stale: false,
         });
         directory
@@ -202,11 +257,19 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn make_directories(&mut self, path: &[u8], mtime: Timestamp) -> Result<OwnedFd, TreeError> {
+    fn make_directories(
+        &mut self,
+        path: &[u8],
+        mtime: Timestamp,
+        way: Way,
+    ) -> Result<Place<OwnedFd>, TreeError> {
         let open = TreeError::system("open the directory of");
         let mut directory = resolve(self.root, b".", NO_LINKS).map_err(open)?;
         let mut end = 0;
-        for component in path.split(|b| *b == b'/') {
+        for component in path
+            .split(|b| *b == b'/')
+            .filter(|component| !component.is_empty())
+        {
             end += component.len();
             let so_far = &path[..end];
             end += 1;
@@ -215,8 +278,8 @@ impl<'a> Tree<'a> {
                 Err(Errno::NOENT) => self.imply(&directory, component, so_far, mtime)?,
                 Err(Errno::NOTDIR) => {
                     let name = path::name(component);
-                    if !is_whiteout_at(&directory, &name) {
-                        return Err(TreeError::Refused("something above it is no directory"));
+                    if way == Way::Hide || !is_whiteout_at(&directory, &name) {
+                        return Ok(Place::NoDirectory);
                     }
                     let times = times_of(&directory)?;
                     unlinkat(&directory, &name, AtFlags::empty())
@@ -226,6 +289,7 @@ impl<'a> Tree<'a> {
                     futimens(&directory, &times).map_err(TreeError::system(SET_TIME))?;
                     next
                 }
+                Err(Errno::LOOP) if way == Way::Hide => return Ok(Place::BehindLink),
                 Err(Errno::LOOP) => {
                     self.followed = true;
                     resolve(self.root, so_far, IN_ROOT).map_err(|err| match err {
@@ -238,7 +302,7 @@ impl<'a> Tree<'a> {
                 Err(err) => return Err(TreeError::system("open the directory of")(err)),
             };
         }
-        Ok(directory)
+        Ok(Place::Directory(directory))
     }
 
     /// Makes a directory that the archive does not list.

@@ -524,8 +524,17 @@ fn nothing_leads_out_of_the_image() {
     ] {
         let refused = bench.refused(Tar::new().symlink("l", target).file("l/new", b"x"));
         assert!(refused.contains("\"l/new\""), "{refused}");
-        bench.refused(Tar::new().symlink("l", target).file("l/.wh.bird", b""));
-        bench.refused(Tar::new().symlink("l", target).file("l/.wh..wh..opq", b""));
+        for whiteout in ["l/.wh.bird", "l/.wh..wh..opq"] {
+            bench
+                .unpack(Tar::new().symlink("l", target).file(whiteout, b""))
+                .unwrap();
+            assert!(
+                bench
+                    .notes()
+                    .contains(&format!("whiteout \"{whiteout}\" left out"))
+            );
+            assert_eq!(fs::read_dir(bench.root()).unwrap().count(), 1);
+        }
         bench.refused(Tar::new().symlink("l", target).hard_link("h", "l/bird"));
         bench.refused(
             Tar::new()
@@ -709,4 +718,29 @@ fn a_link_replaced_behind_its_own_back_leads_nowhere_any_more() {
             .file("s/x", b""),
     );
     assert!(refused.contains("\"s/x\""));
+}
+
+#[test]
+fn a_whiteout_below_what_is_no_directory_hides_nothing_else() {
+    let bench = Bench::new();
+    // umoci writes such for a directory that became a file or a link.
+    bench
+        .unpack(
+            Tar::new()
+                .file("file", b"f")
+                .file("file/.wh.x", b"")
+                .file("file/sub/.wh..wh..opq", b"")
+                .dir("target")
+                .symlink("link", "target")
+                .file("link/first", b"")
+                .file("link/.wh.x", b"")
+                .file("link/.wh..wh..opq", b"")
+                .file(".wh.gone", b"")
+                .file("gone/.wh.x", b""),
+        )
+        .unwrap();
+    assert_eq!(fs::read(bench.at("file")).unwrap(), b"f");
+    assert!(!is_opaque(&bench.at("target")));
+    assert_eq!(fs::read_dir(bench.at("target")).unwrap().count(), 1);
+    assert!(is_whiteout_file(&bench.at("gone")));
 }

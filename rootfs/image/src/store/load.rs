@@ -56,16 +56,6 @@ pub enum LoadError {
         /// Why.
         source: io::Error,
     },
-    /// A layer's media type does not say how it is compressed.
-    #[error("Layer {layer} is declared to be {declared}, but is {found}")]
-    Compression {
-        /// The layer.
-        layer: Digest,
-        /// By its media type.
-        declared: Compression,
-        /// By its first bytes.
-        found: Compression,
-    },
     /// A layer's archive cannot be used.
     #[error("Layer {layer} cannot be unpacked")]
     Layer {

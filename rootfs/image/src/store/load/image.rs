@@ -133,8 +133,16 @@ impl ImageLoad<'_> {
         let start = blob
             .start()
             .map_err(|source| self.source.unreadable(&layer.file, source))?;
-        let found = Compression::sniff(&start);
-        let compression = layer.compression.unwrap_or(found);
+        // Some tools write one and say another: skopeo 1.9 declares plain layers to be gzip. All
+        // others go by the contents, too.
+        let compression = Compression::sniff(&start);
+        if let Some(declared) = layer.compression
+            && declared != compression
+        {
+            let message =
+                format!("layer {what} is declared to be {declared}, but is {compression}");
+            self.progress.note(&message);
+        }
         self.progress.started(what, blob.size());
         let copy = (!self.has_blob(layer)).then(|| self.path("blob-", what));
         let target = self.path("layer-", chain_id);
@@ -147,7 +155,7 @@ impl ImageLoad<'_> {
         };
         let unpack = unpack.then_some(|pieces| self.unpack(pieces, &target, below));
         let result = pass.run(blob, unpack);
-        let passed = self.judge(result, layer, what, diff_id, (compression, found))?;
+        let passed = self.judge(result, layer, what, diff_id)?;
         self.progress.finished(what);
         Ok((passed, copy, target))
     }
@@ -159,18 +167,10 @@ impl ImageLoad<'_> {
         layer: &LayerSource,
         what: &Digest,
         diff_id: &Digest,
-        (declared, found): (Compression, Compression),
     ) -> Result<Passed, LoadError> {
         let check_digest = |blob: &Digest| match &layer.expected {
             Some((expected, _)) if expected != blob => Err(self.source.mismatch(&layer.file, blob)),
             _ => Ok(()),
-        };
-        let wrong_compression = || {
-            (declared != found).then(|| LoadError::Compression {
-                layer: what.clone(),
-                declared,
-                found,
-            })
         };
         let passed = match result {
             Ok(passed) => passed,
@@ -192,18 +192,14 @@ impl ImageLoad<'_> {
             }
             Err(PassError::Decompress(source, blob)) => {
                 check_digest(&blob)?;
-                return Err(
-                    wrong_compression().unwrap_or_else(|| LoadError::Decompress {
-                        what: format!("layer {what}"),
-                        source,
-                    }),
-                );
+                return Err(LoadError::Decompress {
+                    what: format!("layer {what}"),
+                    source,
+                });
             }
         };
         check_digest(&passed.blob)?;
-        if let Some(err) = wrong_compression() {
-            return Err(err);
-        }
+
         if passed.diff_id != *diff_id {
             return Err(LoadError::DiffId {
                 layer: what.clone(),
