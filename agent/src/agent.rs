@@ -311,15 +311,11 @@ impl Agent {
         match connection.read(&mut self.buffer)? {
             Read::End => {
                 self.close_connection(id);
-                return Ok(());
+                Ok(())
             }
-            Read::Nothing => {}
-            Read::Bytes if connection.controls => self.serve_requests(id)?,
-            Read::Bytes => self.serve_greeting(id)?,
-        }
-        match self.connections.get_mut(&id) {
-            Some(connection) => connection.watch(&self.poller),
-            None => Ok(()),
+            Read::Nothing => Ok(()),
+            Read::Bytes if connection.controls => self.serve_requests(id),
+            Read::Bytes => self.serve_greeting(id),
         }
     }
 
@@ -752,6 +748,7 @@ impl Agent {
         }
     }
 
+    /// Writes what was told and waits for more, once for all that a round of events brought.
     fn flush(&mut self) {
         let mut broken = Vec::new();
         for (id, connection) in &mut self.connections {

@@ -314,7 +314,7 @@ impl Container {
 struct Assembly<'a> {
     staging: &'a Path,
     mount_share: MountShare,
-    /// The shares that are mounted already, by tag.
+    /// The shares that are mounted already, by tag. The root's is not among them: mounts in it would be in the way.
     shares: Vec<(String, OwnedFd)>,
 }
 
@@ -322,9 +322,7 @@ impl Assembly<'_> {
     fn assemble(mut self, spec: &agent_protocol::Container) -> Result<OwnedFd> {
         let root = self.mount_root(&spec.root)?;
         for name in STAGED {
-            let target = paths::open_or_make(root.as_fd(), name, Missing::Directory)
-                .map_err(failed("make", format!("/{name}")))?;
-            attach(CWD, &self.at(name), target.as_fd(), &format!("/{name}"))?;
+            self.move_in(root.as_fd(), name)?;
         }
         // Before the volumes, so that a file never ends up in one of them.
         for file in &spec.files {
@@ -345,9 +343,20 @@ impl Assembly<'_> {
         process::fchdir(&root)
             .and_then(|()| process::pivot_root(".", "."))
             .and_then(|()| mount::unmount(".", UnmountFlags::DETACH))
-            .and_then(|()| process::chdir("/"))
             .map_err(failed("change to", "the root file system"))?;
         Ok(root)
+    }
+
+    /// Moves a prepared mount to its place in the root.
+    fn move_in(&self, root: BorrowedFd<'_>, name: &str) -> Result<()> {
+        let staged = self.at(name);
+        // Usually there is a directory of that name, and one call is enough. It follows no link.
+        if mount::move_mount(CWD, &staged, root, name, MoveMountFlags::empty()).is_ok() {
+            return Ok(());
+        }
+        let target = paths::open_or_make(root, name, Missing::Directory)
+            .map_err(failed("make", format!("/{name}")))?;
+        attach(CWD, &staged, target.as_fd(), &format!("/{name}"))
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -371,15 +380,7 @@ impl Assembly<'_> {
             }
             Source::Tmpfs { options } => mount_tmpfs(&target, options)?,
         }
-        let opened = open_place(&target)?;
-        if let Source::Share { tag, path } = &root.source
-            && path.is_empty()
-        {
-            let share =
-                rustix::io::fcntl_dupfd_cloexec(&opened, 0).map_err(failed("open share", tag))?;
-            self.shares.push((tag.clone(), share));
-        }
-        Ok(opened)
+        open_place(&target)
     }
 
     fn mount(&mut self, root: BorrowedFd<'_>, mount: &Mount) -> Result<()> {

@@ -228,6 +228,10 @@ impl Launch {
     }
 
     fn enter_cwd(&self) -> rustix::io::Result<()> {
+        if self.cwd.as_bytes() == b"/" {
+            // Where every twin is.
+            return Ok(());
+        }
         let entered = process::chdir(&self.cwd);
         if entered != Err(Errno::NOENT) || self.cwd_parents.is_empty() {
             return entered;

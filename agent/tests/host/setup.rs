@@ -190,24 +190,31 @@ fn a_read_only_root_still_has_its_mounts() {
 }
 
 #[test]
-fn a_root_may_lie_deep_in_a_share() {
+fn a_root_may_lie_deep_in_a_share_that_volumes_use_too() {
     let guest = Guest::new();
-    let tag = guest.dir.path().to_str().unwrap().to_owned();
+    std::fs::create_dir(guest.dir.path().join("volume")).unwrap();
+    let tag = guest.dir.path().to_str().unwrap();
+    let part = |path: &str, target: &str| Mount {
+        source: Source::Share {
+            tag: tag.into(),
+            path: path.into(),
+        },
+        target: target.into(),
+        read_only: false,
+    };
     let output = sh(
         &guest,
         |container| {
-            container.root.source = Source::Share {
-                tag,
-                path: "root".into(),
-            };
+            container.root = part("root", "/");
+            container.mounts.push(part("volume", "/mnt"));
         },
-        "ls -d /usr /staging 2>&1 | head -n 1",
+        "pwd; echo /*; touch /mnt/file",
     );
-    assert!(
-        output.contains("/staging") || output == "/usr\n",
-        "{output}"
+    assert_eq!(
+        output,
+        "/\n/bin /dev /etc /lib /lib64 /mnt /proc /sbin /sys /tmp /usr\n"
     );
-    assert!(!output.contains("staging\n/usr"));
+    assert!(guest.dir.path().join("volume/file").exists());
 }
 
 #[test]
