@@ -3,7 +3,7 @@
 //! Requests are handled one after the other in the device's thread. What a guest may reach is
 //! not decided here but by the mount namespace that holds the share's root ([`crate::sandbox`]).
 
-use std::{fs::File, io, path::Path, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use fuse_backend_rs::{
@@ -46,11 +46,13 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// A device that shows the directory `root` under `tag`.
+    /// A device that shows the directory `root` under `tag`. The directory is opened whenever the
+    /// guest mounts the share, so it may be the path that it has in the sandbox; `/proc`, on the
+    /// other hand, must be there now.
     ///
     /// # Errors
     ///
-    /// The directory cannot be opened.
+    /// `root` is no UTF-8, or `/proc/self` cannot be opened.
     pub fn new(tag: &str, root: &Path, sharing: Sharing) -> io::Result<Self> {
         let (cache_policy, timeout) = match sharing {
             Sharing::Exclusive => (CachePolicy::Always, UNCHANGING),
@@ -60,8 +62,6 @@ impl Fs {
             .to_str()
             .ok_or(io::ErrorKind::InvalidFilename)?
             .to_owned();
-        // It opens the root when the guest mounts the share: here only to find errors early.
-        File::open(root)?;
         let fs = PassthroughFs::<()>::new(Config {
             root_dir,
             cache_policy,
