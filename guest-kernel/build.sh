@@ -131,7 +131,10 @@ progress() {
 		fi
 	done
 	if [ -t 1 ]; then printf '\n'; fi
-	printf '%s\n' "$count" >"$build/objects"
+	# For the next full build; a partial one knows less.
+	if [ "$count" -gt "$expected" ] || [ "$count" -gt 800 ]; then
+		printf '%s\n' "$count" >"$build/objects"
+	fi
 }
 
 # --- Unpack and patch ---------------------------------------------------------------
