@@ -31,10 +31,6 @@ const REALTIME: std::ops::RangeInclusive<i32> = 34..=64;
 /// Those whose default is to end a process, and that people send for it.
 const ENDING: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 
-/// Those that are not caught if hrun was started with them ignored: that is how `nohup` and the
-/// background jobs of a shell say that they do not want them.
-const RESPECT_IGNORED: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTSTP];
-
 /// Catches signals and keeps them until somebody asks.
 #[derive(Debug)]
 pub(crate) struct Signals {
@@ -49,7 +45,9 @@ impl Signals {
         let caught = CAUGHT
             .into_iter()
             .chain(REALTIME)
-            .filter(|signal| !(RESPECT_IGNORED.contains(signal) && ignored & bit(*signal) != 0));
+            // `nohup` ignores this one for us. The others that shells ignore for their background
+            // jobs are caught all the same, as docker does: they were sent to somebody.
+            .filter(|signal| *signal != SIGHUP || ignored & bit(SIGHUP) == 0);
         Self::catch_these(caught)
     }
 
