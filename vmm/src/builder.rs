@@ -228,9 +228,9 @@ pub fn build(config: &VmConfig, end: &Arc<End>, timeline: &Timeline) -> Result<B
     let vm = Vm::new(memory)?;
     timeline.reached("KVM ready");
 
-    let devices = make_devices(config)?;
     confine(config)?;
     timeline.reached("shares mounted");
+    let devices = make_devices(config)?;
 
     let mut vcpus = (0..config.vcpus)
         .map(|id| Vcpu::new(&vm.kvm, &vm.fd, id, config.vcpus))

@@ -5,6 +5,7 @@
 //! | path | what |
 //! |---|---|
 //! | `/shares/N` | root of share N, read-only in the kernel's eyes if the share is |
+//! | `/proc/self` | the process itself, through which virtio-fs opens files again |
 //! | directories of the sockets | under their own names, for connections that the guest opens |
 //!
 //! Whatever is mounted here vanishes with the process, however it ends.
@@ -96,11 +97,13 @@ fn assemble(
     shares: &[ShareConfig],
 ) -> Result<(), SandboxError> {
     // Sources first: the new root may hide them.
-    let kept = sockets
-        .iter()
-        .map(|path| Ok((*path, clone_mount(path, false)?)))
+    let own = PathBuf::from(format!("/proc/{}", std::process::id()));
+    let kept = [(Path::new("/proc/self"), own.as_path())]
+        .into_iter()
+        .chain(sockets.iter().map(|path| (*path, *path)))
+        .map(|(to, from)| Ok((to, clone_mount(from, false)?)))
         .collect::<rustix::io::Result<Vec<_>>>()
-        .map_err(step("find the directory of the sockets"))?;
+        .map_err(step("find the directories that are kept"))?;
     let roots = shares
         .iter()
         .map(share_root)
@@ -119,7 +122,7 @@ fn assemble(
         let relative = path.strip_prefix("/").unwrap_or(path);
         make_directories(base.as_fd(), relative)
             .and_then(|()| attach(directory.as_fd(), base.as_fd(), relative))
-            .map_err(step("mount the directory of the sockets"))?;
+            .map_err(step("mount a directory that is kept"))?;
     }
     for (index, root) in roots.iter().enumerate() {
         let path = share(index);
@@ -382,8 +385,13 @@ mod tests {
         let secret = host.path().join("secret");
         fs::write(&secret, "secret").unwrap();
         enter(host.path(), shares, move || {
-            let hidden = [secret.as_path(), Path::new("/etc"), Path::new("/proc")];
-            assert!(!hidden.iter().any(|path| path.exists()));
+            assert!(!secret.exists() && !Path::new("/etc").exists());
+            let others = fs::read_dir("/proc").unwrap().filter(|entry| {
+                entry
+                    .as_ref()
+                    .is_ok_and(|entry| entry.file_name() != "self")
+            });
+            assert_eq!(others.count(), 0, "no other process is seen");
             fs::write("/shares/0/file", "by the guest").unwrap();
             refused(fs::write("/file", ""));
             refused(fs::write("/shares/file", ""));
