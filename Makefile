@@ -95,7 +95,7 @@ clean: ## Remove everything that was built
 demo: deps-demo build ## From nothing to a command in a container, on a Debian with Rust
 	tests/images/busybox.sh $(TARGET)/demo/busybox
 	$(AS_ROOT) $(HRUN) image inspect busybox >/dev/null 2>&1 || \
-		$(AS_ROOT) $(HRUN) image load $(TARGET)/demo/busybox/layout
+		$(AS_ROOT) $(HRUN) image load $(TARGET)/demo/busybox/busybox
 	@echo; echo "The host runs Linux $$(uname -r). Now: hrun run --rm busybox ..."
 	$(AS_ROOT) $(HRUN) run --rm busybox sh -c \
 		'echo "Hello from a VM of its own. It runs Linux $$(uname -r), and I am user $$(id -un)."'

@@ -155,7 +155,7 @@ fn a_full_disk_is_reported_when_an_image_is_loaded(case: &Case) -> Result<()> {
     let small = Mounted::tmpfs(&case.path("small"), 1 << 20)?;
     let load = || {
         case.hrun(["image", "load"])
-            .args([case.built().image("busybox/layout")])
+            .args([case.built().image("busybox/busybox")])
             .env("HRUN_STORE", small.path())
             .run()
     };
@@ -188,7 +188,7 @@ fn a_full_disk_is_reported_when_an_image_is_loaded(case: &Case) -> Result<()> {
 fn a_full_disk_reaches_the_app(case: &Case) -> Result<()> {
     let small = Mounted::tmpfs(&case.path("small"), 8 << 20)?;
     case.hrun(["image", "load"])
-        .args([case.built().image("busybox/layout")])
+        .args([case.built().image("busybox/busybox")])
         .env("HRUN_STORE", small.path())
         .run()?
         .exits(0)?;

@@ -58,7 +58,7 @@ fn listed(case: &Case) -> Result<Vec<Value>> {
 fn every_form_of_an_image_is_loaded_and_runs(case: &Case) -> Result<()> {
     let variants = case.built().image("variants");
     for (file, name) in [
-        (case.built().image("busybox/layout"), "busybox"),
+        (case.built().image("busybox/busybox"), "busybox"),
         (variants.join("oci.tar"), "busybox-oci"),
         (variants.join("docker.tar"), "busybox-docker"),
         (variants.join("zstd"), "busybox-zstd"),
@@ -74,7 +74,7 @@ fn every_form_of_an_image_is_loaded_and_runs(case: &Case) -> Result<()> {
 }
 
 fn an_image_is_listed_inspected_and_removed(case: &Case) -> Result<()> {
-    load(case, &case.built().image("busybox/layout"))?.exits(0)?;
+    load(case, &case.built().image("busybox/busybox"))?.exits(0)?;
     let table = case.hrun(["image", "ls"]).run()?.exits(0)?;
     ensure!(table.text().contains("busybox"), "{}", table.describe());
     ensure!(listed(case)?.len() == 1);
@@ -105,7 +105,7 @@ fn an_image_is_listed_inspected_and_removed(case: &Case) -> Result<()> {
 
 fn loading_twice_changes_nothing(case: &Case) -> Result<()> {
     for _ in 0..2 {
-        load(case, &case.built().image("busybox/layout"))?.exits(0)?;
+        load(case, &case.built().image("busybox/busybox"))?.exits(0)?;
         ensure!(listed(case)?.len() == 1);
     }
     clear(case)
@@ -114,7 +114,7 @@ fn loading_twice_changes_nothing(case: &Case) -> Result<()> {
 /// A copy of the busybox layout that may be damaged.
 fn copy(case: &Case) -> Result<std::path::PathBuf> {
     let copied = case.path("layout");
-    let from = case.built().image("busybox/layout");
+    let from = case.built().image("busybox/busybox");
     let from = from.to_str().context("a plain path")?;
     let to = copied.to_str().context("a plain path")?;
     case.with("cp", ["-r", from, to]).run()?.exits(0)?;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes an OCI layout of Debian's busybox-static: busybox.sh DIR makes DIR/layout with the image
-# "busybox". The image has what a small distribution's has: applets, a few users and groups, /tmp.
+# Makes an OCI layout of Debian's busybox-static: busybox.sh DIR makes DIR/busybox with the image
+# "busybox:latest". It has what a small distribution has: applets, a few users and groups, /tmp.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -13,10 +13,10 @@ busybox=$(command -v busybox || true)
 ! ldd "$busybox" >/dev/null 2>&1 || fail "$busybox is not static: install busybox-static"
 
 build() {
-    local layout=$1/layout bundle=$1/.work root applet
+    local layout=$1/busybox bundle=$1/.work root applet
     umoci init --layout "$layout"
-    umoci new --image "$layout:busybox"
-    umoci_unpack --image "$layout:busybox" "$bundle"
+    umoci new --image "$layout:latest"
+    umoci_unpack --image "$layout:latest" "$bundle"
     root=$bundle/rootfs
     mkdir -p "$root"/{bin,dev,etc,home/app,proc,root,sys,var}
     install -d -m 1777 "$root/tmp"
@@ -29,8 +29,8 @@ build() {
     printf '%s\n' root:x:0: daemon:x:1: audio:x:29:app staff:x:50:app app:x:1000: \
         nogroup:x:65534: >"$root/etc/group"
     [ "$(id -u)" != 0 ] || chown 1000:1000 "$root/home/app"
-    umoci repack --image "$layout:busybox" "$bundle"
-    umoci config --image "$layout:busybox" --config.cmd sh \
+    umoci repack --image "$layout:latest" "$bundle"
+    umoci config --image "$layout:latest" --config.cmd sh \
         --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     umoci gc --layout "$layout"
 }

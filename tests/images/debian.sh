@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes an OCI layout of a small Debian of this machine's release, with Python: debian.sh DIR makes
-# DIR/layout with the image "debian". Packages come from the apt sources of this machine.
+# DIR/debian with the image "debian:latest". Packages come from the apt sources of this machine.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
@@ -16,7 +16,7 @@ sources() {
 }
 
 build() {
-    local work=$1/.work layout=$1/layout bundle
+    local work=$1/.work layout=$1/debian bundle
     mkdir "$work"
     sources >"$work/sources.list"
     [ -s "$work/sources.list" ] || fail "apt knows no Debian sources yet: run apt-get update"
@@ -26,9 +26,9 @@ build() {
         --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin' \
         "" "$work/root.tar" "$work/sources.list"
     umoci init --layout "$layout"
-    umoci new --image "$layout:debian"
-    umoci raw add-layer --image "$layout:debian" "$work/root.tar"
-    umoci config --image "$layout:debian" --config.cmd bash \
+    umoci new --image "$layout:latest"
+    umoci raw add-layer --image "$layout:latest" "$work/root.tar"
+    umoci config --image "$layout:latest" --config.cmd bash \
         --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     umoci gc --layout "$layout"
 }

@@ -12,7 +12,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/lib.sh"
 [ $# = 2 ] || fail "usage: variants.sh BUSYBOX DIR"
-source=$1/layout
+source=$1/busybox
 
 need skopeo skopeo
 need umoci umoci
@@ -56,17 +56,17 @@ layers() { # layers WORK: makes one.tar and two.tar
 build() {
     local out=$1 work=$1/.work
     mkdir "$work"
-    copy "oci:$source:busybox" "oci-archive:$out/oci.tar:busybox-oci"
-    copy "oci:$source:busybox" "docker-archive:$out/docker.tar:busybox-docker:latest"
+    copy "oci:$source:latest" "oci-archive:$out/oci.tar:busybox-oci:latest"
+    copy "oci:$source:latest" "docker-archive:$out/docker.tar:busybox-docker:latest"
     # From the plain layers of the archive: what is compressed already would be taken as it is.
-    copy --dest-compress-format zstd "docker-archive:$out/docker.tar" "oci:$out/zstd:busybox-zstd"
+    copy --dest-compress-format zstd "docker-archive:$out/docker.tar" "oci:$out/zstd:busybox-zstd:latest"
 
     layers "$work"
-    copy "oci:$source:busybox" "oci:$out/layered:layered"
-    umoci raw add-layer --image "$out/layered:layered" "$work/one.tar"
-    umoci raw add-layer --image "$out/layered:layered" "$work/tagged.tar"
-    umoci raw add-layer --image "$out/layered:layered" "$work/two.tar"
-    umoci config --image "$out/layered:layered" --clear=config.cmd \
+    copy "oci:$source:latest" "oci:$out/layered:latest"
+    umoci raw add-layer --image "$out/layered:latest" "$work/one.tar"
+    umoci raw add-layer --image "$out/layered:latest" "$work/tagged.tar"
+    umoci raw add-layer --image "$out/layered:latest" "$work/two.tar"
+    umoci config --image "$out/layered:latest" --clear=config.cmd \
         --config.entrypoint /bin/echo --config.entrypoint entry --config.cmd default \
         --config.user app --config.workingdir /data/made --config.env FROM_IMAGE=yes \
         --config.stopsignal SIGUSR1

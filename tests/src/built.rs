@@ -71,7 +71,7 @@ impl Built {
     /// Names what is missing.
     pub fn check(&self) -> Result<()> {
         let files = [self.hrun(), self.vmm(), self.kernel(), self.initramfs()];
-        let images = ["busybox/layout", "debian/layout", "variants/oci.tar"];
+        let images = ["busybox/busybox", "debian/debian", "variants/oci.tar"];
         let missing = |path: &PathBuf| (!path.exists()).then(|| path.display().to_string());
         let missing: Vec<_> = files
             .iter()

@@ -39,8 +39,8 @@ impl Store {
     fn layout(self) -> Option<&'static str> {
         match self {
             Self::Empty => None,
-            Self::Busybox => Some("busybox/layout"),
-            Self::Debian => Some("debian/layout"),
+            Self::Busybox => Some("busybox/busybox"),
+            Self::Debian => Some("debian/debian"),
             Self::Layered => Some("variants/layered"),
         }
     }
@@ -173,6 +173,8 @@ impl<'a> Case<'a> {
         Invocation::new(program)
             .env("HRUN_STATE", self.state())
             .env("HRUN_STORE", self.store())
+            // Patience for machines where everything else runs as well.
+            .env("HRUN_BOOT_TIMEOUT", "250")
             .args(args.into_iter().map(|arg| arg.as_ref().to_owned()))
     }
 

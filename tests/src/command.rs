@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How long a command may take if the test does not say: a VM boots in seconds even where guest
 /// kernel code is interpreted and another test has the other CPU.
-const TIMEOUT: Duration = Duration::from_secs(180);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How long streams may stay open when the command has ended.
 const DRAIN: Duration = Duration::from_secs(10);
