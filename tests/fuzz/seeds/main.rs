@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod image;
 mod protocol;
 
 fn main() -> io::Result<()> {
@@ -15,7 +16,9 @@ fn main() -> io::Result<()> {
         eprintln!("usage: seeds DIR");
         std::process::exit(2);
     };
-    save(&dir, "protocol_frame", &protocol::frames())
+    save(&dir, "protocol_frame", &protocol::frames())?;
+    save(&dir, "image_manifest", &image::documents())?;
+    save(&dir, "layer_tar", &image::layers()?)
 }
 
 fn save(dir: &Path, target: &str, seeds: &[Vec<u8>]) -> io::Result<()> {
