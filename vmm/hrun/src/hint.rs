@@ -6,7 +6,8 @@ use image::{RemoveError, StoreError};
 
 use crate::{
     commands::run::ImageOrCommand, container::ContainerError, host::HostError,
-    options::volume::VolumeError, parts::PartsError, sandbox::BootError, spec::SpecError,
+    options::volume::VolumeError, parts::PartsError, relay::RelayError, sandbox::BootError,
+    session::SessionError, spec::SpecError,
 };
 
 /// An image that a stopped container needs.
@@ -110,6 +111,10 @@ fn containers(cause: &Cause) -> Option<String> {
 }
 
 fn disk(cause: &Cause) -> Option<String> {
+    // Behind this one there may be a full disk as well, but it is the user's.
+    if let Some(SessionError::Output(RelayError::Write { .. })) = cause.downcast_ref() {
+        return Some("what the container printed is incomplete".into());
+    }
     let error: &io::Error = cause.downcast_ref()?;
     matches!(
         error.kind(),
