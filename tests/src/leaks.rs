@@ -180,7 +180,7 @@ fn files_below(dir: &Path) -> BTreeMap<PathBuf, Entry> {
 }
 
 /// Empty lock files, and directories that hold nothing but them, are no litter: they cannot be
-/// removed without a race.
+/// removed without a race. An image that was used has one in `images/use`.
 fn is_empty_lock(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
     const S_IFMT: u32 = 0o170_000;
     const S_IFDIR: u32 = 0o040_000;
@@ -194,5 +194,6 @@ fn is_empty_lock(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
             .all(|other| is_empty_lock(other, files));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    entry.size == 0 && (name == "lock" || name.ends_with(".lock"))
+    let in_use = path.parent().is_some_and(|dir| dir.ends_with("images/use"));
+    entry.size == 0 && (name == "lock" || name.ends_with(".lock") || in_use)
 }

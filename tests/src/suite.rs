@@ -6,12 +6,21 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::{Arc, OnceLock},
+    thread,
 };
 
 use anyhow::{Error, Result, anyhow};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    iterator::Signals,
+};
 
-use crate::{Built, Case, Store, case::Shared, leaks::Machine};
+use crate::{
+    Built, Case, Store,
+    case::Shared,
+    leaks::{LeakCheck, Machine},
+};
 
 /// Tests side by side: each has a VM that keeps a CPU busy.
 const THREADS: usize = 2;
@@ -85,6 +94,9 @@ impl Suite {
             eprintln!("\n*** END-TO-END TESTS ARE SKIPPED: {reason} ***\n");
         }
 
+        if let Some(shared) = shared.get() {
+            end_with_us(shared.dir());
+        }
         let machine = Machine::now();
         let trials = tests
             .into_iter()
@@ -117,13 +129,31 @@ impl Suite {
         for line in &left {
             eprintln!("e2e: after all tests: {line}");
         }
-        // What std::process::exit would skip: the directory of this run.
-        let _ = std::fs::remove_dir_all(shared.dir());
         if left.is_empty() {
             conclusion.exit_code()
         } else {
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Has a thread that takes everything on `dir` with it if this process is told to end.
+fn end_with_us(dir: &Path) {
+    let dir = dir.to_path_buf();
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]);
+    let reaper = move || {
+        if let Some(signal) = signals
+            .ok()
+            .and_then(|mut signals| signals.forever().next())
+        {
+            LeakCheck::of(&dir).kill();
+            let _ = std::fs::remove_dir_all(&dir);
+            std::process::exit(128 + signal);
+        }
+    };
+    let spawned = thread::Builder::new().name("reaper".into()).spawn(reaper);
+    if let Err(error) = spawned {
+        eprintln!("e2e: what is interrupted will not be cleaned up: {error}");
     }
 }
 

@@ -1,7 +1,9 @@
 //! Frames between hrun and the agent: any bytes, in any chunks, as either side may receive them.
 #![no_main]
 
-use agent_protocol::{Decoder, Event, Hello, MAX_FRAME, Open, Request, encode};
+use agent_protocol::{
+    DecodeError, Decoder, Event, Hello, MAX_FRAME, Open, Request, VERSION, encode,
+};
 use libfuzzer_sys::fuzz_target;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -15,7 +17,35 @@ fuzz_target!(|data: &[u8]| {
     receive::<Request>(stream, chunk);
     receive::<Event>(stream, chunk);
     receive::<Hello>(stream, chunk);
+    greet(stream, chunk);
 });
+
+/// A greeting is either read whole, or named as one of another version, or refused; and what is
+/// behind it is all there.
+fn greet(stream: &[u8], chunk: usize) {
+    let mut decoder = Decoder::new();
+    let mut fed = 0;
+    for chunk in stream.chunks(chunk) {
+        decoder.feed(chunk);
+        fed += chunk.len();
+        match decoder.next_open() {
+            Ok(None) => assert_eq!(decoder.buffered(), fed),
+            Ok(Some(_)) => {
+                let taken = fed - decoder.buffered();
+                assert_eq!(decoder.into_rest(), stream[taken..fed]);
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    let mut decoder = Decoder::new();
+    decoder.feed(stream);
+    match decoder.next_hello() {
+        Ok(Some(hello)) => assert_eq!(hello.version, VERSION),
+        Err(DecodeError::Version(version)) => assert_ne!(version, VERSION),
+        Ok(None) | Err(_) => {}
+    }
+}
 
 fn receive<T: DeserializeOwned + Serialize + PartialEq + std::fmt::Debug>(
     stream: &[u8],
