@@ -184,7 +184,7 @@ impl Channel {
                 |bytes| rustix::net::send(&host.fd, bytes, SEND),
             )
         } else {
-            after(was, splice_some(&local.fd, &host.fd, TO_HOST))
+            splice_all(was, &local.fd, &host.fd, TO_HOST)
         };
     }
 
@@ -203,7 +203,7 @@ impl Channel {
                 |bytes| rustix::io::write(&local.fd, bytes),
             )
         } else {
-            after(was, splice_some(&host.fd, &local.fd, FROM_HOST))
+            splice_all(was, &host.fd, &local.fd, FROM_HOST)
         };
         if self.input == Waits::Never && self.stream == Stream::Terminal {
             type_end_of_file(local.fd.as_fd());
@@ -231,8 +231,20 @@ impl Channel {
 
 const SEND: SendFlags = SendFlags::DONTWAIT.union(SendFlags::NOSIGNAL);
 
-fn splice_some(from: &OwnedFd, to: &OwnedFd, count: usize) -> Result<usize> {
-    splice(from, None, to, None, count, SpliceFlags::NONBLOCK)
+/// How often one event may splice as much as can be, before others get their turn.
+const ROUNDS: usize = 8;
+
+/// Splices while there seems to be more: less than `count` is all there was.
+fn splice_all(was: Waits, from: &OwnedFd, to: &OwnedFd, count: usize) -> Waits {
+    let mut waits = was;
+    for _ in 0..ROUNDS {
+        let moved = splice(from, None, to, None, count, SpliceFlags::NONBLOCK);
+        waits = after(waits, moved);
+        if moved != Ok(count) {
+            break;
+        }
+    }
+    waits
 }
 
 /// What to wait for after an attempt that was made because of what was waited for.
