@@ -103,14 +103,14 @@ impl Index {
 
     /// Replaces the index atomically. The caller holds the store's lock.
     pub(crate) fn write(&self, root: &Path) -> io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .prefix(".index-")
-            .tempfile_in(root)?;
-        serde_json::to_writer(&mut file, self)?;
-        file.write_all(b"\n")?;
-        file.as_file().sync_all()?;
-        file.persist(root.join(FILE_NAME))
-            .map_err(|err| err.error)?;
+        // Always the same name: what a crash leaves there is overwritten.
+        let new = root.join(".index.json.new");
+        let mut file = File::create(&new)?;
+        let mut text = serde_json::to_vec_pretty(self)?;
+        text.push(b'\n');
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&new, root.join(FILE_NAME))?;
         File::open(root)?.sync_all()
     }
 

@@ -1,12 +1,13 @@
 //! Unpacks a layer's tar to a directory that overlayfs can use as a lower one.
 //!
 //! What is special to layers stands here: whiteouts, opaque directories, and what of an archive
-//! may become part of a root file system. How names stay inside is [`crate::tree`]'s business, how
-//! bytes become entries [`crate::archive`]'s.
+//! may become part of a root file system. How names stay inside is `tree`'s business, how
+//! bytes become entries `archive`'s.
 
+mod error;
 mod xattr;
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -17,13 +18,14 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pwrite};
 
+pub use error::LayerError;
+use error::{named, shown};
+
 use crate::Limits;
-use crate::archive::{Archive, ArchiveError, Entry, Input, Kind, Segment, Stream};
+use crate::archive::{Archive, Entry, Input, Kind, Segment, Stream};
 use crate::progress::{Notes, Progress};
 use crate::trash::Trash;
-use crate::tree::{
-    Attributes, EntryPath, PathProblem, Place, Tree, TreeError, is_whiteout, set_opaque,
-};
+use crate::tree::{Attributes, EntryPath, Place, Tree, TreeError, is_whiteout, set_opaque};
 
 /// Marks a name that the layer removes from those below (OCI image specification, "Whiteouts").
 const WHITEOUT_PREFIX: &[u8] = b".wh.";
@@ -46,50 +48,6 @@ pub struct Summary {
     pub opaque: bool,
     /// Some directories are not in the archive: their owner and mode came from the layers below.
     pub depends_on_lower: bool,
-}
-
-/// Why a layer could not be unpacked.
-#[derive(Debug, thiserror::Error)]
-pub enum LayerError {
-    /// It is no proper tar archive.
-    #[error(transparent)]
-    Archive(#[from] ArchiveError),
-    /// An entry asks for what it cannot have.
-    #[error("The layer's entry {entry} is refused: {reason}")]
-    Refused {
-        /// Name of the entry, escaped.
-        entry: String,
-        /// What is wrong with it.
-        reason: &'static str,
-    },
-    /// The system failed on an entry.
-    #[error("Failed to {action} the layer's entry {entry}")]
-    System {
-        /// What was attempted.
-        action: &'static str,
-        /// Name of the entry, escaped.
-        entry: String,
-        /// Why it failed.
-        source: io::Error,
-    },
-    /// More files than the limit.
-    #[error("The layer has more than {limit} files and directories")]
-    TooManyEntries {
-        /// [`Limits::entries`].
-        limit: u64,
-    },
-    /// More bytes than the limit.
-    #[error("The layer unpacks to more than {limit} bytes")]
-    TooLarge {
-        /// [`Limits::layer_bytes`].
-        limit: u64,
-    },
-    /// The place to unpack to is not usable.
-    #[error("Failed to prepare the directory of a layer")]
-    Directory {
-        /// Why.
-        source: io::Error,
-    },
 }
 
 /// Unpacks the tar archive `input` into the empty directory `root`.
@@ -133,6 +91,7 @@ pub(crate) fn unpack_buffered(
         limits,
         notes: Notes::new(progress),
         summary: Summary::default(),
+        absolute: false,
     };
     unpacker.run()?;
     Ok(unpacker.summary)
@@ -144,6 +103,8 @@ struct Unpacker<'a, I> {
     limits: &'a Limits,
     notes: Notes<'a>,
     summary: Summary,
+    /// An absolute name was seen.
+    absolute: bool,
 }
 
 impl<I: Input> Unpacker<'_, I> {
@@ -180,12 +141,11 @@ impl<I: Input> Unpacker<'_, I> {
 
     fn entry(&mut self, entry: &Entry) -> Result<(), TreeError> {
         let path = EntryPath::new(&entry.path)?;
-        if entry.path.starts_with(b"/") {
+        // Said once: kaniko, for one, writes all its entries so.
+        if entry.path.starts_with(b"/") && !std::mem::replace(&mut self.absolute, true) {
             self.notes.add(|| {
-                format!(
-                    "entry {} is absolute: taken as inside the image",
-                    shown(&entry.path)
-                )
+                let entry = shown(&entry.path);
+                format!("entry {entry} is absolute: this and others are taken as inside the image")
             });
         }
         let (parent, base) = path.parent_and_base();
@@ -448,12 +408,6 @@ impl<I: Input> Unpacker<'_, I> {
     }
 }
 
-impl From<PathProblem> for TreeError {
-    fn from(problem: PathProblem) -> Self {
-        Self::Refused(problem.0)
-    }
-}
-
 fn attributes(entry: &Entry) -> Result<Attributes, TreeError> {
     // -1 means "leave as it is" to chown.
     let id = |id: u64| {
@@ -468,26 +422,6 @@ fn attributes(entry: &Entry) -> Result<Attributes, TreeError> {
         mode: entry.mode,
         mtime: entry.mtime,
     })
-}
-
-fn named(path: &[u8], err: TreeError) -> LayerError {
-    let entry = shown(path);
-    match err {
-        TreeError::Refused(reason) => LayerError::Refused { entry, reason },
-        TreeError::System(action, source) => LayerError::System {
-            action,
-            entry,
-            source,
-        },
-    }
-}
-
-/// A name as a terminal can take it.
-fn shown(name: &[u8]) -> String {
-    const MAX: usize = 200;
-    let cut = &name[..name.len().min(MAX)];
-    let more = if cut.len() < name.len() { "..." } else { "" };
-    format!("\"{}{more}\"", cut.escape_ascii())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! everything else that makes a container, is the caller's.
 //!
 //! Archives are hostile until proven otherwise: nothing in them is named by path strings on the
-//! host ([`tree`]), nothing unverified becomes visible in the store ([`Store::load`]), and every
+//! host (module `tree`), nothing unverified becomes visible in the store ([`Store::load`]), and every
 //! size has a limit ([`Limits`]).
 
 #![forbid(unsafe_code)]
@@ -27,6 +27,7 @@ mod testing;
 mod trash;
 mod tree;
 
+pub use archive::ArchiveError;
 pub use image::Image;
 pub use limits::Limits;
 pub use oci_spec;

@@ -121,6 +121,16 @@ pub enum SourceError {
         /// What is being loaded.
         path: PathBuf,
     },
+    /// An index that lists more than any image has.
+    #[error("An index in {} lists {count} manifests, more than the limit of {limit}", path.display())]
+    TooManyManifests {
+        /// What is being loaded.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+        /// How many may be.
+        limit: usize,
+    },
     /// Indexes in indexes in indexes.
     #[error("{} has too many indexes within indexes", path.display())]
     Nested {

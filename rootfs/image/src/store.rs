@@ -172,6 +172,12 @@ impl Store {
         if !index.images.iter().any(|record| record.id == image.id) {
             return Err(UseError::Removed(image.id.clone()));
         }
+        for layer in &image.layers {
+            fs::metadata(layer).map_err(|source| StoreError::DamagedImage {
+                image: image.id.clone(),
+                source,
+            })?;
+        }
         let path = self.use_path(&image.id);
         let lock = open_lock(&path).map_err(|err| self.failed("open", &path, err))?;
         flock(&lock, FlockOperation::LockShared)

@@ -6,6 +6,7 @@
 //! it is followed as if the tree were the whole file system (`RESOLVE_IN_ROOT`). The last
 //! component is never followed: it is created with `O_EXCL` or by calls that do not follow links.
 
+mod attributes;
 mod path;
 
 use std::ffi::CStr;
@@ -15,15 +16,15 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
-    XattrFlags, fchmod, fchown, fsetxattr, fstat, futimens, mkdirat, mknodat, openat, openat2,
-    statat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timestamps, XattrFlags, fsetxattr, fstat,
+    futimens, mkdirat, mknodat, openat, openat2, statat, unlinkat,
 };
 use rustix::io::Errno;
 
 use crate::archive::Timestamp;
 use crate::trash::Trash;
 
+pub(crate) use attributes::Attributes;
 pub(crate) use path::{EntryPath, PathProblem};
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -51,52 +52,6 @@ pub(crate) enum TreeError {
 impl TreeError {
     pub(crate) fn system(action: &'static str) -> impl FnOnce(Errno) -> Self {
         move |err| Self::System(action, err.into())
-    }
-}
-
-/// Owner, permissions and time of an entry.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Attributes {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mode: u32,
-    pub(crate) mtime: Timestamp,
-}
-
-impl Attributes {
-    fn of(stat: &Stat) -> Self {
-        let mtime = Timestamp {
-            seconds: stat.st_mtime,
-            nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or_default(),
-        };
-        Self {
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            mode: stat.st_mode & 0o7777,
-            mtime,
-        }
-    }
-
-    pub(crate) fn owner(&self) -> (Option<Uid>, Option<Gid>) {
-        (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
-    }
-
-    pub(crate) fn times(&self) -> Timestamps {
-        let time = Timespec {
-            tv_sec: self.mtime.seconds,
-            tv_nsec: i64::from(self.mtime.nanoseconds),
-        };
-        Timestamps {
-            last_access: time,
-            last_modification: time,
-        }
-    }
-
-    /// Owner first: `chown` takes set-user-id bits and capabilities away.
-    pub(crate) fn apply(&self, file: impl AsFd) -> Result<(), TreeError> {
-        let (uid, gid) = self.owner();
-        fchown(&file, uid, gid).map_err(TreeError::system("set the owner of"))?;
-        fchmod(&file, Mode::from_raw_mode(self.mode)).map_err(TreeError::system("set the mode of"))
     }
 }
 

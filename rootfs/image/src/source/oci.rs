@@ -26,7 +26,8 @@ impl Source {
         let index = manifest::parse_index(&bytes).map_err(|err| self.unusable(INDEX, err))?;
         let mut others = Vec::new();
         let mut images = Vec::new();
-        for descriptor in index.manifests().iter().take(MAX_MANIFESTS) {
+        self.check_count(&index)?;
+        for descriptor in index.manifests() {
             let names = self.names(descriptor, notes);
             if let Some(descriptor) = self.select(descriptor, 0, &mut others)?
                 && let Some(image) = self.oci_image(&descriptor, names, &mut others)?
@@ -67,8 +68,8 @@ impl Source {
             Kind::Manifest => Ok(is_for_host(descriptor, others).then(|| descriptor.clone())),
             Kind::Index => {
                 let index = self.nested_index(descriptor)?;
-                let mut manifests: Vec<&Descriptor> =
-                    index.manifests().iter().take(MAX_MANIFESTS).collect();
+                self.check_count(&index)?;
+                let mut manifests: Vec<&Descriptor> = index.manifests().iter().collect();
                 // Variants such as amd64/v3 may need what this machine does not have.
                 manifests.sort_by_key(|manifest| {
                     manifest
@@ -86,6 +87,19 @@ impl Source {
             // What else tools put beside images: signatures, attestations.
             _ => Ok(None),
         }
+    }
+
+    fn check_count(&self, index: &ImageIndex) -> Result<(), SourceError> {
+        let count = index.manifests().len();
+        if count > MAX_MANIFESTS {
+            let path = self.path.clone();
+            return Err(SourceError::TooManyManifests {
+                path,
+                count,
+                limit: MAX_MANIFESTS,
+            });
+        }
+        Ok(())
     }
 
     fn nested_index(&self, descriptor: &Descriptor) -> Result<ImageIndex, SourceError> {
