@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::{Case, Test};
+use tests::{Built, Case, Test};
 
 pub(crate) fn tests() -> Vec<Test> {
     let anywhere = crate::tests![
@@ -10,10 +10,13 @@ pub(crate) fn tests() -> Vec<Test> {
         a_missing_part_is_named_with_what_to_do,
         the_version_is_said,
     ];
-    crate::tests![a_good_host_is_called_good]
-        .into_iter()
-        .chain(anywhere.map(Test::without_vm))
-        .collect()
+    crate::tests![
+        a_good_host_is_called_good,
+        an_installed_hrun_finds_its_parts
+    ]
+    .into_iter()
+    .chain(anywhere.map(Test::without_vm))
+    .collect()
 }
 
 fn a_good_host_is_called_good(case: &Case) -> Result<()> {
@@ -39,6 +42,46 @@ fn a_good_host_is_called_good(case: &Case) -> Result<()> {
         "the kind of KVM is not said: {}",
         outcome.describe()
     );
+    Ok(())
+}
+
+fn an_installed_hrun_finds_its_parts(case: &Case) -> Result<()> {
+    let repository = Built::sources()
+        .parent()
+        .context("tests/ is in a directory")?;
+    let repository = repository.to_str().context("a plain path")?;
+    let root = case.path("root");
+    let destdir = format!("DESTDIR={}", root.display());
+    // What is to be installed is built already: with `-o build` make believes it.
+    let install = [
+        "-C",
+        repository,
+        "-o",
+        "build",
+        "install",
+        "PREFIX=/usr",
+        &destdir,
+    ];
+    case.with("make", install)
+        .env("CARGO_TARGET_DIR", &case.built().target)
+        .run()?
+        .exits(0)?;
+    let outcome = case
+        .with(root.join("usr/bin/hrun"), ["doctor"])
+        .run()?
+        .exits(0)?;
+    for part in [
+        "usr/libexec/hrun/hrun-vmm",
+        "usr/share/hrun/vmlinux",
+        "usr/share/hrun/initramfs.cpio",
+    ] {
+        let path = root.join(part).display().to_string();
+        ensure!(
+            outcome.text().contains(&path),
+            "no {path} in {}",
+            outcome.describe()
+        );
+    }
     Ok(())
 }
 
