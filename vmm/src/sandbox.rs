@@ -194,6 +194,12 @@ fn share_root(share: &ShareConfig) -> Result<ShareRoot, SandboxError> {
         ShareSource::File { path, name } => bind(path)
             .map(|mount| ShareRoot::File(mount, name.clone()))
             .map_err(failed(path)),
+        // Overlayfs does not take a single layer and nothing to write to; nor is there a need.
+        ShareSource::Overlay {
+            lower, upper: None, ..
+        } if lower.len() == 1 => bind(&lower[0])
+            .map(ShareRoot::Mount)
+            .map_err(failed(&lower[0])),
         ShareSource::Overlay { lower, upper, work } => {
             let upper = upper.as_deref().zip(work.as_deref());
             overlay(lower, upper, share.read_only)
@@ -456,12 +462,23 @@ mod tests {
                 false,
             ),
             share("ro", overlay(None, None), true),
+            share(
+                "one",
+                ShareSource::Overlay {
+                    lower: vec![path("base")],
+                    upper: None,
+                    work: None,
+                },
+                true,
+            ),
         ];
         enter(host.path(), shares, || {
             assert_eq!(fs::read_to_string("/shares/0/both").unwrap(), "top");
             fs::write("/shares/0/one", "changed").unwrap();
             assert_eq!(fs::read_to_string("/shares/1/one").unwrap(), "base");
             refused(fs::write("/shares/1/one", ""));
+            assert_eq!(fs::read_to_string("/shares/2/both").unwrap(), "base");
+            refused(fs::write("/shares/2/both", ""));
         });
         if rustix::process::geteuid().is_root() {
             assert_eq!(fs::read_to_string(path("upper/one")).unwrap(), "changed");
