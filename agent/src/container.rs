@@ -77,7 +77,7 @@ pub(crate) struct Sandbox {
     twin: Twin,
     cgroup: Cgroup,
     devices: Devices,
-    mounts: Option<OwnedFd>,
+    namespaces: Vec<OwnedFd>,
 }
 
 /// What the agent keeps of the container's `/dev`.
@@ -148,15 +148,20 @@ impl Sandbox {
             .map_err(failed("make", "the container's namespaces"))?;
         let devices = twin.run(|| stage(staging)).ok_or(ContainerError::Died)??;
         Ok(Self {
-            // Without it the container works as well.
-            mounts: twin
-                .pidfd()
-                .and_then(|twin| sys::mount_namespace(twin).ok()),
+            namespaces: namespaces_of(&twin),
             twin,
             cgroup,
             devices,
         })
     }
+}
+
+/// Namespaces to hold on to; a kernel that cannot give them away serves containers as well.
+fn namespaces_of(twin: &Twin) -> Vec<OwnedFd> {
+    [sys::PIDFD_GET_MNT_NAMESPACE, sys::PIDFD_GET_IPC_NAMESPACE]
+        .into_iter()
+        .filter_map(|request| sys::namespace(twin.pidfd()?, request).ok())
+        .collect()
 }
 
 /// Runs in the sandbox: makes its usual mounts and drops what it will not need.
@@ -267,9 +272,9 @@ pub(crate) struct Container {
     pub(crate) devices: Devices,
     /// Its root directory, as a mere place.
     pub(crate) root: OwnedFd,
-    /// Its mount namespace: as long as this is open, the end of the last process in it does not
-    /// wait until everything is unmounted.
-    _mounts: Option<OwnedFd>,
+    /// Namespaces that take long to dissolve: as long as these are open, the end of the first
+    /// process does not wait until everything is unmounted.
+    _namespaces: Vec<OwnedFd>,
 }
 
 impl Container {
@@ -287,7 +292,7 @@ impl Container {
         let Sandbox {
             cgroup,
             devices,
-            mounts,
+            namespaces,
             mut twin,
         } = sandbox;
         let root = twin
@@ -305,7 +310,7 @@ impl Container {
             cgroup,
             devices,
             root,
-            _mounts: mounts,
+            _namespaces: namespaces,
         })
     }
 }

@@ -248,16 +248,19 @@ pub(crate) fn restore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-/// The mount namespace of a process.
-pub(crate) fn mount_namespace(pidfd: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    /// `_IO(0xff, 3)` of linux/pidfd.h
-    const PIDFD_GET_MNT_NAMESPACE: libc::c_ulong = 0xff03;
-    // SAFETY: no memory is involved; the result is a new descriptor that nobody else owns.
+/// A namespace of a process, by the request for it in linux/pidfd.h (Linux 6.11).
+pub(crate) fn namespace(pidfd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<OwnedFd> {
+    // SAFETY: these requests take no memory; the result is a new descriptor that nobody else owns.
     unsafe {
-        let fd = check(libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_MNT_NAMESPACE, 0))?;
+        let fd = check(libc::ioctl(pidfd.as_raw_fd(), request, 0))?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
 }
+
+/// `_IO(0xff, 2)`
+pub(crate) const PIDFD_GET_IPC_NAMESPACE: libc::c_ulong = 0xff02;
+/// `_IO(0xff, 3)`
+pub(crate) const PIDFD_GET_MNT_NAMESPACE: libc::c_ulong = 0xff03;
 
 /// Sends a signal by its number; `pidfd` must be a process descriptor.
 pub(crate) fn pidfd_signal(pidfd: BorrowedFd<'_>, signal: c_int) -> io::Result<()> {
