@@ -26,7 +26,9 @@ pub(crate) fn status_of(error: &anyhow::Error, for_run: bool) -> u8 {
             return signaled(*signal);
         }
         match cause.downcast_ref() {
-            Some(SessionError::Interrupted(signal)) => return signaled(*signal),
+            Some(SessionError::Interrupted(signal) | SessionError::Hung(signal)) => {
+                return signaled(*signal);
+            }
             Some(SessionError::Agent { kind, .. }) => match kind {
                 Failure::NotFound => return NOT_FOUND,
                 Failure::NotExecutable => return NOT_EXECUTABLE,

@@ -25,6 +25,10 @@ use crate::{
 /// How long output may still be on its way when the guest is gone without a word.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// A guest that has not answered for so long when one more signal comes hangs. A busy machine that
+/// interprets the guest's kernel needs seconds.
+const HANG_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What is started, and how.
 #[derive(Debug)]
 pub(crate) struct Start {
@@ -62,6 +66,9 @@ pub(crate) enum SessionError {
     /// The user asked not to pass signals on, and one came.
     #[error("Interrupted by signal {0}")]
     Interrupted(i32),
+    /// The user sends signals and the guest does not answer.
+    #[error("The VM did not answer for seconds, so signal {0} ended it")]
+    Hung(i32),
 }
 
 /// Connects a process's streams, starts it and stays with it until its end.
@@ -94,6 +101,7 @@ pub(crate) fn run(
             Stdio::Terminal(size) => Some(size),
             Stdio::Pipes { .. } => None,
         },
+        unanswered: None,
     };
     let status = attend(
         &mut control,
@@ -185,9 +193,16 @@ struct Proxy {
     signals: bool,
     /// The size of its terminal, if it has one.
     size: Option<WindowSize>,
+    /// Since when the agent owes an answer.
+    unanswered: Option<Instant>,
 }
 
 impl Proxy {
+    /// The agent said something, whatever it was.
+    fn answered(&mut self) {
+        self.unanswered = None;
+    }
+
     fn pass(&mut self, signal: i32, control: &mut Control) -> Result<(), SessionError> {
         let action = match &mut self.size {
             Some(size) if signals::is_resize(signal) => {
@@ -204,6 +219,13 @@ impl Proxy {
                 return Err(SessionError::Interrupted(signal));
             }
             _ if !self.signals => return Ok(()),
+            _ if signals::is_ending(signal)
+                && self
+                    .unanswered
+                    .is_some_and(|since| since.elapsed() >= HANG_TIMEOUT) =>
+            {
+                return Err(SessionError::Hung(signal));
+            }
             _ => Action::Signal {
                 process: self.process,
                 signal,
@@ -211,7 +233,10 @@ impl Proxy {
             },
         };
         match control.send(action) {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.unanswered.get_or_insert_with(Instant::now);
+                Ok(())
+            }
             // Its last events may still be there to be read, and reading finds the end too.
             Err(ControlError::Closed) => Ok(()),
             Err(error) => Err(error.into()),
@@ -265,6 +290,9 @@ fn attend(
                     return Err(error.into());
                 }
             };
+            if !events.is_empty() {
+                proxy.answered();
+            }
             for event in events {
                 progress.handle(event, timeline)?;
             }

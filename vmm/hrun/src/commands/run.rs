@@ -14,7 +14,7 @@ use image::{FindError, Image, Store};
 pub(crate) use args::{RunArgs, TimelineFormat};
 
 use crate::{
-    agent::ControlError,
+    agent::Control,
     container::{Containers, NewRecord, VmmIdentity},
     dirs::Dirs,
     exit,
@@ -154,7 +154,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
 /// Takes the VM apart. Gives the status to be written down, if anything ran, and hrun's own.
 fn finish(
     sandbox: Sandbox,
-    outcome: Result<(crate::agent::Control, ExitStatus), SessionError>,
+    outcome: Result<(Control, ExitStatus), SessionError>,
 ) -> (Option<u8>, anyhow::Result<u8>) {
     match outcome {
         Ok((mut control, status)) => {
@@ -164,12 +164,13 @@ fn finish(
                 .context("Failed to end the container's VM");
             (Some(code), ended.map(|()| code))
         }
-        Err(SessionError::Control(ControlError::Closed)) => {
-            let lost = match sandbox.post_mortem() {
-                Ok(ended) => anyhow::Error::new(VmLost(ended)),
-                Err(error) => anyhow::Error::new(error).context("The container's VM ended"),
+        Err(error @ (SessionError::Connect(_) | SessionError::Control(_))) => {
+            let started = matches!(error, SessionError::Control(_));
+            let error = match sandbox.post_mortem() {
+                Ok(Some(ended)) => anyhow::Error::new(VmLost(ended)),
+                Ok(None) | Err(_) => anyhow::Error::new(error),
             };
-            (Some(exit::HRUN_FAILED), Err(lost))
+            (started.then_some(exit::HRUN_FAILED), Err(error))
         }
         Err(error) => {
             // The process may go on: the VM ends with its owner, right here.

@@ -105,16 +105,9 @@ impl Sandbox {
         &self.vsock
     }
 
-    /// The guest went away by itself: says why, once the VMM has ended, or is made to.
-    pub(crate) fn post_mortem(mut self) -> io::Result<Ended> {
-        let deadline = Instant::now() + CONTROL_TIMEOUT;
-        match self.process.wait(Some(deadline))? {
-            Some(ended) => Ok(ended),
-            None => {
-                self.process.kill()?;
-                Ok(Ended::silent())
-            }
-        }
+    /// The guest does not answer any more: if that is because the VM ended, says why it did.
+    pub(crate) fn post_mortem(mut self) -> io::Result<Option<Ended>> {
+        self.process.wait(Some(Instant::now() + CONTROL_TIMEOUT))
     }
 
     /// Ends the guest in an orderly way, so that all that was written is on the host's side, and

@@ -187,14 +187,6 @@ impl Ended {
             .map(Into::into);
         Self { reason, last_words }
     }
-
-    /// It did not end by itself.
-    pub(crate) fn silent() -> Self {
-        Self {
-            reason: "the VMM went on without it and was killed".into(),
-            last_words: None,
-        }
-    }
 }
 
 impl std::fmt::Display for Ended {
