@@ -98,17 +98,13 @@ fn a_panic_of_the_guest_is_reported(case: &Case) -> Result<()> {
 }
 
 fn a_guest_that_powers_off_or_resets_is_reported(case: &Case) -> Result<()> {
-    for command in ["poweroff", "reboot"] {
+    for (key, word) in [("o", "powered off"), ("b", "reset")] {
         let outcome = case
-            .run(["busybox", command, "-f"])
+            .shell(&format!("echo {key} > /proc/sysrq-trigger; sleep 1000"))
             .timeout(Duration::from_secs(120))
             .run()?
             .exits(125)?;
-        ensure!(
-            outcome.stderr.starts_with("hrun: "),
-            "{}",
-            outcome.describe()
-        );
+        ensure!(outcome.stderr.contains(word), "{}", outcome.describe());
     }
     Ok(())
 }

@@ -159,7 +159,7 @@ fn a_full_disk_is_reported_when_an_image_is_loaded(case: &Case) -> Result<()> {
             .env("HRUN_STORE", small.path())
             .run()
     };
-    load()?.fails_saying(&["No space left on device"])?;
+    load()?.is_refused_saying(&["full"])?;
     let left = |name: &str| -> Result<u64> {
         let outcome = case.with("du", ["-s", "-k", name]).run()?.exits(0)?;
         let text = outcome.text();

@@ -178,13 +178,8 @@ fn what_is_no_image_is_refused(case: &Case) -> Result<()> {
     let empty = case.path("empty");
     fs::create_dir(&empty)?;
     for path in [text, empty, case.path("nowhere")] {
-        let outcome = load(case, &path)?.exits(125)?;
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        ensure!(outcome.stderr.contains(&name), "{}", outcome.describe());
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        load(case, &path)?.is_refused_saying(&[&*name])?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod debian;
 mod doctor;
 mod environment;
 mod errors;
+mod hostile;
 mod image;
 mod resources;
 mod run;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         signals::tests(),
         terminal::tests(),
         volumes::tests(),
+        hostile::tests(),
         resources::tests(),
         image::tests(),
         debian::tests(),
@@ -45,6 +47,16 @@ fn main() -> ExitCode {
         doctor::tests(),
     ];
     Suite::run(topics.into_iter().flatten().collect())
+}
+
+/// A script that says "ready" and then waits to be told to end, by TERM. As the first process of
+/// its container it must ask for the signal: without a handler the kernel does not give it any.
+const PATIENT: &str = "trap 'exit 4' TERM; echo ready; sleep 1000 & wait";
+
+/// Tells a container that runs [`PATIENT`] to end.
+fn end(running: tests::Running) -> anyhow::Result<tests::Outcome> {
+    running.signal(rustix::process::Signal::TERM)?;
+    running.wait()?.exits(4)
 }
 
 /// Whether the long forms of tests are wanted.

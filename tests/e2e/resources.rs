@@ -1,7 +1,6 @@
 //! CPUs and memory: what the guest gets, and what the VMM takes for itself.
 
 use anyhow::{Context, Result, ensure};
-use rustix::process::Signal;
 use tests::{Case, Test, memory::PrivateMemory};
 
 /// Private memory of a VMM beyond the guest's own, after the boot: issue 2, acceptance 11.
@@ -93,14 +92,7 @@ fn little_memory_is_enough(case: &Case) -> Result<()> {
 
 fn the_vmm_takes_little_memory_for_itself(case: &Case) -> Result<()> {
     let running = case
-        .run([
-            "--memory",
-            "128m",
-            "busybox",
-            "sh",
-            "-c",
-            "echo ready; sleep 1000",
-        ])
+        .run(["--memory", "128m", "busybox", "sh", "-c", crate::PATIENT])
         .spawn()?;
     running.wait_for("ready")?;
     let memory = PrivateMemory::of(case.vmm()?.pid, 128 << 20)?;
@@ -114,8 +106,7 @@ fn the_vmm_takes_little_memory_for_itself(case: &Case) -> Result<()> {
         memory.own >> 10,
         memory.guest >> 10
     );
-    running.signal(Signal::TERM)?;
-    running.wait()?.exits(128 + 15)?;
+    crate::end(running)?;
     Ok(())
 }
 

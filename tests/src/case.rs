@@ -91,14 +91,21 @@ impl Shared {
     fn load(&self, store: Store) -> Result<PathBuf> {
         let dir = self.dir().join(format!("store-{store:?}"));
         fs::create_dir(&dir).context("Failed to make a directory")?;
-        if let Some(layout) = store.layout() {
+        let image = |args: &[&str], path: Option<PathBuf>| {
             Invocation::new(self.built.hrun())
                 .env("HRUN_STORE", &dir)
                 .env("HRUN_STATE", self.dir().join("load"))
-                .args(["image", "load"])
-                .args([self.built.image(layout)])
+                .args(["image"])
+                .args(args)
+                .args(path)
                 .run()?
-                .exits(0)?;
+                .exits(0)
+        };
+        // A store that is empty again keeps its index: it is not to count as litter.
+        let layout = store.layout().unwrap_or("busybox/busybox");
+        image(&["load"], Some(self.built.image(layout)))?;
+        if store == Store::Empty {
+            image(&["rm", "busybox"], None)?;
         }
         Ok(dir)
     }

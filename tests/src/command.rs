@@ -389,14 +389,27 @@ impl Outcome {
         Ok(outcome)
     }
 
-    /// Demands that hrun itself failed, and said so as it should: status 125, and one line that
-    /// contains each of `words`, perhaps with a hint below it.
+    /// Demands that `hrun run` itself failed, and said so as it should: status 125, and one line
+    /// that contains each of `words`, perhaps with a hint below it.
     ///
     /// # Errors
     ///
     /// It did not, or in many words; the message tells all there is.
     pub fn fails_saying(self, words: &[&str]) -> Result<Self> {
-        let outcome = self.exits(125)?;
+        self.exits(125)?.says(words)
+    }
+
+    /// Demands that another command of hrun failed: the same, with status 1.
+    ///
+    /// # Errors
+    ///
+    /// It did not, or in many words; the message tells all there is.
+    pub fn is_refused_saying(self, words: &[&str]) -> Result<Self> {
+        self.exits(1)?.says(words)
+    }
+
+    fn says(self, words: &[&str]) -> Result<Self> {
+        let outcome = self;
         ensure!(
             outcome.stdout.is_empty(),
             "expected no output of {}",
