@@ -74,6 +74,9 @@ fn boot(started_us: u64) -> Result<(), BootError> {
     // able to look into it: its memory is the agent's.
     process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(step("protect the agent's memory"))?;
+    // A process that writes is not interrupted for each line that the agent could carry on: the
+    // agent's turn comes when the process waits, or with the next tick. Containers undo this.
+    sys::set_scheduler(libc::SCHED_BATCH).map_err(step("set the scheduling policy"))?;
     leave_rootfs().map_err(step("move the root directory"))?;
     mount::mount("cgroup2", CGROUP, "cgroup2", MountFlags::empty(), None)
         .map_err(step("mount the cgroups"))?;

@@ -117,9 +117,17 @@ const LINKS: [(&str, &str); 5] = [
 /// AUDIT_WRITE, SETFCAP.
 const CAPABILITIES: [u32; 14] = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31];
 
+/// Makes of a twin what every process of a container is from the beginning: the head of a session
+/// of its own, without the agent's scheduling policy and without more rights than it should have.
+pub(crate) fn settle() -> io::Result<()> {
+    sys::set_scheduler(libc::SCHED_OTHER)?;
+    process::setsid()?;
+    bound_capabilities()
+}
+
 /// Takes away what a container's root may not do. It is the bounding set alone that decides what
 /// programs get; the caller itself keeps its rights until it executes one.
-pub(crate) fn bound_capabilities() -> io::Result<()> {
+fn bound_capabilities() -> io::Result<()> {
     for capability in 0..64 {
         if !CAPABILITIES.contains(&capability) && !sys::drop_bounding_capability(capability)? {
             break;
@@ -227,8 +235,7 @@ fn stage(staging: &Path) -> Result<Devices> {
     mount("tmpfs", "dev/shm", inert, Some(c"mode=1777,size=64m"))?;
     mount("mqueue", "dev/mqueue", inert, None)?;
 
-    bound_capabilities().map_err(failed("bound", "the capabilities"))?;
-    process::setsid().map_err(failed("make", "a session"))?;
+    settle().map_err(failed("settle", "the container's first process"))?;
     process::umask(Mode::from_raw_mode(0o022));
     let open = |name: &str, flags| {
         fs::open(at(name), flags | OFlags::CLOEXEC, Mode::empty())

@@ -471,12 +471,9 @@ pub(crate) fn start_further(
             | ThreadNameSpaceType::CONTROL_GROUP;
         let entered = thread::move_into_thread_name_spaces(init, others)
             .map_err(refused("enter the container's namespaces"))
-            .and_then(|()| {
-                container::bound_capabilities().map_err(refused("bound the capabilities"))
-            })
-            .and_then(|()| process::setsid().map_err(refused("make a session")));
+            .and_then(|()| container::settle().map_err(refused("settle")));
         match entered {
-            Ok(_) => launch.execute(stdio, terminal),
+            Ok(()) => launch.execute(stdio, terminal),
             Err(refused) => refused,
         }
     });

@@ -240,6 +240,13 @@ pub(crate) fn drop_bounding_capability(capability: u32) -> io::Result<bool> {
     }
 }
 
+/// Sets this process's scheduling policy, `SCHED_OTHER` or `SCHED_BATCH`.
+pub(crate) fn set_scheduler(policy: c_int) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: parameters is valid for reads; 0 is the caller itself.
+    check(unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) }).map(drop)
+}
+
 /// Gives SIGPIPE its default action back, which Rust's runtime takes away.
 ///
 /// Children inherit it. PID 1 itself is not subject to default actions.
