@@ -1,14 +1,14 @@
 #!/bin/bash
 # Builds the initramfs: <target>/guest/initramfs.cpio, which holds the agent as /init.
 #
-#   rootfs/initramfs/build.sh [--force]
+#   rootfs/initramfs/build.sh
 #
 # Environment:
 #   HRUN_TARGET_DIR    where to build (default: CARGO_TARGET_DIR, or target/ of this repository)
 #   CARGO              the cargo to use (default: cargo)
 #
 # The same source and toolchain give the same bytes, wherever the repository and cargo's files
-# lie. Does nothing if the agent has not changed.
+# lie. An archive that would not change is left alone.
 
 set -euo pipefail
 
@@ -29,10 +29,8 @@ die() {
 	exit 1
 }
 
-force=
 case "${1:-}" in
 '') ;;
---force) force=yes ;;
 -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "$0"; exit 0 ;;
 *) die "unknown argument $1 (try --help)" ;;
 esac
@@ -107,12 +105,12 @@ archive() {
 	header 000000 0 0 0 'TRAILER!!!'
 }
 
-if [ -z "$force" ] && [ -e "$out" ] && [ "$out" -nt "$agent" ] && [ "$out" -nt "$here/build.sh" ]; then
-	say "up to date"
-	exit 0
-fi
 temporary=$out.$$
 trap 'rm -f "$temporary"' EXIT
 archive >"$temporary"
+if cmp -s "$temporary" "$out"; then
+	say "up to date"
+	exit 0
+fi
 mv "$temporary" "$out"
 say "built $out ($(stat -c %s "$out") bytes, agent $(stat -c %s "$agent"))"

@@ -1,0 +1,153 @@
+//! Requests that are carried out at once: everything but starting a process.
+//!
+//! Boundary: turns requests into calls of the modules that know how, and failures into answers.
+
+use std::os::fd::AsFd;
+
+use agent_protocol::{Failure, Personality, ProcessId, WindowSize};
+use rustix::time::{ClockId, Timespec, clock_settime};
+
+use super::Agent;
+use super::processes::Running;
+use crate::container::{Container, ContainerError, Sandbox};
+use crate::process::{self, StartError};
+use crate::stream::Channel;
+use crate::sys;
+
+/// Why a request was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RequestError {
+    #[error("Process {0} is not there")]
+    NoProcess(u32),
+    #[error("Process {0} is there already")]
+    ProcessExists(u32),
+    #[error("Process {0} has no terminal")]
+    NoTerminal(u32),
+    #[error("Container {0} is not there")]
+    NoContainer(u32),
+    #[error("Container {0} is there already")]
+    ContainerExists(u32),
+    #[error("{0} is no signal")]
+    NoSignal(i32),
+    #[error("Failed to set up container {id}")]
+    Create { id: u32, source: ContainerError },
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("Failed to {action}")]
+    System {
+        action: &'static str,
+        source: std::io::Error,
+    },
+}
+
+impl RequestError {
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::NoProcess(_) => Failure::NoSuchProcess,
+            Self::ProcessExists(_)
+            | Self::NoTerminal(_)
+            | Self::NoContainer(_)
+            | Self::ContainerExists(_)
+            | Self::NoSignal(_)
+            | Self::Create {
+                source: ContainerError::HostName(_),
+                ..
+            } => Failure::Invalid,
+            Self::Start(error) => error.failure(),
+            Self::Create { .. } | Self::System { .. } => Failure::System,
+        }
+    }
+}
+
+pub(super) fn system<E: Into<std::io::Error>>(
+    action: &'static str,
+) -> impl FnOnce(E) -> RequestError {
+    move |source| RequestError::System {
+        action,
+        source: source.into(),
+    }
+}
+
+impl Agent {
+    pub(super) fn personalize(&mut self, personality: &Personality) -> Result<(), RequestError> {
+        const SECOND: u64 = 1_000_000_000;
+        let ns = personality.realtime_ns;
+        let time = Timespec {
+            tv_sec: (ns / SECOND).cast_signed(),
+            tv_nsec: (ns % SECOND).cast_signed(),
+        };
+        sys::reseed(self.config.urandom.as_fd(), &personality.entropy)
+            .map_err(system("seed the random number generator"))?;
+        clock_settime(ClockId::Realtime, time).map_err(system("set the clock"))
+    }
+
+    pub(super) fn make_sandbox(&mut self) -> Result<Sandbox, ContainerError> {
+        self.sandboxes_made += 1;
+        let name = format!("container{}", self.sandboxes_made);
+        Sandbox::prepare(&self.config.staging, &self.cgroup, name, self.stack.take())
+    }
+
+    pub(super) fn create(&mut self, spec: &agent_protocol::Container) -> Result<(), RequestError> {
+        let id = spec.id;
+        if self.containers.contains_key(&id) {
+            return Err(RequestError::ContainerExists(id.0));
+        }
+        let failed = |source| RequestError::Create { id: id.0, source };
+        let sandbox = match self.sandbox.take() {
+            Some(sandbox) => sandbox,
+            None => self.make_sandbox().map_err(failed)?,
+        };
+        let container =
+            Container::create(sandbox, spec, &self.config.staging, self.config.mount_share)
+                .map_err(failed)?;
+        self.containers.insert(id, container);
+        Ok(())
+    }
+
+    pub(super) fn running(&self, process: ProcessId) -> Result<&Running, RequestError> {
+        self.processes
+            .get(&process)
+            .filter(|running| running.ended.is_none())
+            .ok_or(RequestError::NoProcess(process.0))
+    }
+
+    pub(super) fn signal(
+        &self,
+        process: ProcessId,
+        signal: i32,
+        all: bool,
+    ) -> Result<(), RequestError> {
+        if !(0..=64).contains(&signal) {
+            return Err(RequestError::NoSignal(signal));
+        }
+        let running = self.running(process)?;
+        let failed = system("send a signal");
+        if !all {
+            return match sys::pidfd_signal(running.pidfd.as_fd(), signal) {
+                // It has died, and the event that says so is on its way.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                    Err(RequestError::NoProcess(process.0))
+                }
+                result => result.map_err(failed),
+            };
+        }
+        let Some(container) = self.containers.get(&running.container) else {
+            return Err(RequestError::NoContainer(running.container.0));
+        };
+        if signal == libc::SIGKILL {
+            return container.cgroup.kill().map_err(failed);
+        }
+        for pid in container.cgroup.processes().map_err(failed)? {
+            // Who is gone by now needs no signal.
+            let _ = sys::kill(pid, signal);
+        }
+        Ok(())
+    }
+
+    pub(super) fn resize(&self, process: ProcessId, size: WindowSize) -> Result<(), RequestError> {
+        let running = self.running(process)?;
+        let terminal = running.channels.iter().find_map(Channel::terminal);
+        let terminal = terminal.ok_or(RequestError::NoTerminal(process.0))?;
+        process::set_size(terminal, size).map_err(system("resize a terminal"))
+    }
+}
