@@ -157,12 +157,18 @@ for arch in alpha arc arm arm64 csky hexagon loongarch m68k microblaze mips nios
 	excludes+=("*/arch/$arch/*.[chS]")
 done
 
-source_id=$({ printf '%s\n' "$tarball" "${HRUN_KERNEL_SHA256:-}"
-	stat -L -c '%s %Y' "$tarball"
-	printf '%s\n' "${excludes[@]}"
-	cat "$here"/patches/*.patch; } | sha256sum | cut -d' ' -f1)
+# The tree is unpacked once per tarball. When the patches change, the files they
+# touch are put back from a copy and patched anew, and a file that comes out as it
+# was keeps its time stamp: only what really changed is compiled again.
 
-if [ "$(cat "$build/source-id" 2>/dev/null)" != "$source_id" ]; then
+pristine=$build/pristine
+
+patched_files() {
+	cat "$here"/patches/*.patch | sed -n 's|^+++ b/||p' | sort -u
+}
+
+unpack() {
+	local sha256 release
 	sha256=$(sha256sum "$tarball" | cut -d' ' -f1)
 	if [ -n "${HRUN_KERNEL_TARBALL:-}" ]; then
 		[ "$sha256" = "$HRUN_KERNEL_SHA256" ] ||
@@ -172,21 +178,75 @@ if [ "$(cat "$build/source-id" 2>/dev/null)" != "$source_id" ]; then
 	fi
 
 	say "unpacking $tarball"
-	rm -rf "$source" "$source.new" "$build/source-id"
-	mkdir "$source.new"
+	rm -rf "$source" "$source.new" "$pristine"
+	mkdir "$source.new" "$pristine"
 	tar -C "$source.new" --strip-components=1 --no-same-owner --wildcards \
 		"${excludes[@]/#/--exclude=}" -xf "$tarball" >>"$log" 2>&1 || failed "unpacking failed"
 
 	release=$(sed -n 's/^VERSION = //p;s/^PATCHLEVEL = //p' "$source.new/Makefile" | paste -sd.)
 	[ "$release" = 6.12 ] || die "$tarball is Linux $release; the patches are for 6.12"
+	mv "$source.new" "$source"
+}
+
+apply_patches() {
+	local file patch
+	rm -rf "$build/before"
+	mkdir "$build/before"
+
+	# Put back what is patched now. A file without a pristine copy came by a patch.
+	while IFS= read -r file; do
+		[ ! -e "$source/$file" ] || (cd "$source" && cp -p --parents "$file" "$build/before")
+		if [ -e "$pristine/$file" ]; then
+			cp -p "$pristine/$file" "$source/$file"
+		else
+			rm -f "$source/$file"
+		fi
+	done <"$build/patched"
+
+	patched_files >"$build/patched"
+	while IFS= read -r file; do
+		[ ! -e "$source/$file" ] || (cd "$source" && cp -p --parents "$file" "$pristine")
+	done <"$build/patched"
 
 	for patch in "$here"/patches/*.patch; do
 		printf '== %s\n' "${patch##*/}" >>"$log"
-		patch -d "$source.new" -p1 --no-backup-if-mismatch -F2 <"$patch" >>"$log" 2>&1 ||
+		patch -d "$source" -p1 --no-backup-if-mismatch -F2 <"$patch" >>"$log" 2>&1 ||
 			failed "${patch##*/} does not apply to $tarball"
 	done
-	mv "$source.new" "$source"
-	printf '%s\n' "$source_id" >"$build/source-id"
+
+	while IFS= read -r file; do
+		if cmp -s "$build/before/$file" "$source/$file"; then
+			touch -r "$build/before/$file" "$source/$file"
+		elif [ -e "$source/$file" ]; then
+			touch "$source/$file"
+		fi
+	done < <(cd "$build/before" && { find . -type f | sed 's|^\./||'; cat "$build/patched"; } | sort -u)
+	rm -rf "$build/before"
+}
+
+tarball_id=$({
+	printf '%s\n' "$tarball" "${HRUN_KERNEL_SHA256:-}" "${excludes[@]}"
+	stat -L -c '%s %Y' "$tarball"
+} | sha256sum | cut -d' ' -f1)
+patches_id=$(cat "$here"/patches/*.patch | sha256sum | cut -d' ' -f1)
+
+if [ "$(cat "$build/tarball-id" 2>/dev/null)" != "$tarball_id" ]; then
+	rm -f "$build/tarball-id" "$build/patches-id"
+	unpack
+	: >"$build/patched"
+	printf '%s\n' "$tarball_id" >"$build/tarball-id"
+fi
+if [ "$(cat "$build/patches-id" 2>/dev/null)" != "$patches_id" ]; then
+	# A run that fails half-way must not be taken for a patched tree.
+	if [ -e "$build/patching" ]; then
+		unpack
+		: >"$build/patched"
+	fi
+	: >"$build/patching"
+	rm -f "$build/patches-id"
+	apply_patches
+	printf '%s\n' "$patches_id" >"$build/patches-id"
+	rm -f "$build/patching"
 fi
 
 # --- Configure -----------------------------------------------------------------------
