@@ -58,7 +58,7 @@ fn a_shell_script_with_pipes_and_jobs_works(case: &Case) -> Result<()> {
         status=0; wait $second || status=$?
         cat /tmp/one /tmp/two
         echo status $status
-        diff <(printf 'a\nb\n') <(printf 'a\nc\n') | grep -c '^[<>]'
+        { diff <(printf 'a\nb\n') <(printf 'a\nc\n') || true; } | grep -c '^[<>]'
         trap 'echo trapped' USR1; kill -USR1 $$
         head -c 100000 /dev/urandom | gzip | gunzip | wc -c
     "#;

@@ -38,11 +38,11 @@ fn load(case: &Case, path: &Path) -> Result<tests::Outcome> {
 /// Removes all images, so that the store is as it was.
 fn clear(case: &Case) -> Result<()> {
     for image in listed(case)? {
-        let name = image["name"]
-            .as_str()
-            .context("an image has a name")?
-            .to_owned();
-        case.hrun(["image", "rm", &name]).run()?.exits(0)?;
+        let names = image["names"].as_array().context("an image has names")?;
+        for name in names {
+            let name = name.as_str().context("a name is text")?;
+            case.hrun(["image", "rm", name]).run()?.exits(0)?;
+        }
     }
     Ok(())
 }

@@ -50,7 +50,7 @@ fn term_during_the_boot_ends_it(case: &Case) -> Result<()> {
     for delay in [100, 600] {
         let running = case
             .run(["busybox", "sleep", "1000"])
-            .timeout(Duration::from_secs(60))
+            .timeout(Duration::from_secs(120))
             .spawn()?;
         case.vmm()?;
         std::thread::sleep(Duration::from_millis(delay));

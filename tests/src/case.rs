@@ -127,9 +127,8 @@ impl<'a> Case<'a> {
         for part in ["state", "files"] {
             fs::create_dir_all(dir.join(part)).context("Failed to make a directory")?;
         }
-        // Hard links: an image never changes, so its files may be everybody's.
         let copied = Command::new("cp")
-            .args(["--archive", "--link"])
+            .args(["--archive", "--reflink=auto"])
             .args([shared.template(store)?, &dir.join("store")])
             .status()
             .context("Failed to start cp")?;

@@ -168,7 +168,7 @@ impl Invocation {
         let stdout = child.stdout.take().context("stdout is a pipe")?;
         let stderr = child.stderr.take().context("stderr is a pipe")?;
         let (unread, stdout) = if self.unread {
-            (Some(stdout), Capture::default())
+            (Some(stdout), Capture::ended())
         } else {
             (None, Capture::of(stdout))
         };
@@ -294,10 +294,9 @@ impl Running {
             thread::sleep(POLL);
         };
         let took = self.started.elapsed();
-        let unread = self.unread.take().is_some();
         for (name, stream) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
             ensure!(
-                name == "stdout" && unread || stream.wait(DRAIN, |captured| captured.ended),
+                stream.wait(DRAIN, |captured| captured.ended),
                 "{} has ended but somebody holds its {name} open",
                 self.line
             );
@@ -472,6 +471,13 @@ impl Capture {
                 }
             }
         });
+        capture
+    }
+
+    /// Of a stream that somebody else reads.
+    fn ended() -> Self {
+        let capture = Self::default();
+        capture.lock().ended = true;
         capture
     }
 

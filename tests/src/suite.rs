@@ -164,7 +164,13 @@ fn run(test: &Test, shared: &Shared) -> Result<()> {
     let litter = case.finish();
     match result {
         Ok(()) if litter.is_empty() => Ok(()),
-        Ok(()) => Err(anyhow!("the test passed, but:\n{}", litter.join("\n"))),
+        Ok(()) => {
+            let shown = litter[..litter.len().min(20)].join("\n");
+            Err(anyhow!(
+                "the test passed, but {} are left:\n{shown}",
+                litter.len()
+            ))
+        }
         Err(error) => Err(error),
     }
 }
