@@ -86,20 +86,42 @@ header() {
 	pad $((110 + ${#name} + 1))
 }
 
+# The same for a regular file at this offset of the archive: zeroes behind its name let its data
+# begin on a page, so that our kernel makes them pages of the file instead of copying them
+# (rootfstype=ramfs, see guest-kernel/README.md). cpio takes names that end in zeroes.
+# Arguments: mode in octal, size, name, offset.
+aligned_header() {
+	local mode=$((8#$1)) size=$2 name=$3 offset=$4
+	local names=$((4096 - (offset + 110) % 4096))
+	[ $names -gt ${#name} ] || names=$((names + 4096))
+	[ $names -le 4096 ] || die "no name of at most 4096 bytes ends on a page at offset $offset"
+	ino=$((ino + 1))
+	printf '070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s' \
+		$ino $mode 0 0 1 0 "$size" 0 0 0 0 $names 0 "$name"
+	head -c $((names - ${#name})) /dev/zero
+}
+
 # Zeroes behind this many bytes.
 pad() {
 	local missing=$(((4 - $1 % 4) % 4))
 	head -c $missing /dev/zero
 }
 
-archive() {
-	local mode major minor name size
+devices_and_directories() {
+	local mode major minor name
 	while read -r mode major minor name; do
 		[ -n "$mode" ] || continue
 		header "$mode" 0 "$major" "$minor" "$name"
 	done <<<"$entries"
+}
+
+archive() {
+	local size offset
+	devices_and_directories
+	offset=$(devices_and_directories | wc -c)
 	size=$(stat -c %s "$agent")
-	header 100755 "$size" 0 0 init
+	ino=100
+	aligned_header 100755 "$size" init "$offset"
 	cat "$agent"
 	pad "$size"
 	header 000000 0 0 0 'TRAILER!!!'

@@ -248,8 +248,10 @@ pub fn build(config: &VmConfig, end: &Arc<End>, timeline: &Timeline) -> Result<B
 
     let cmdline = cmdline(config, host_kind, devices.len())?;
     let bus = attach(&vm, devices)?;
+    let count = u32::try_from(bus.len()).expect("devices have interrupts of their own");
+    let irqs = layout::FIRST_IRQ..layout::FIRST_IRQ + count;
     long_mode::write_tables(&vm.memory)
-        .and_then(|()| mptable::write(&vm.memory, config.vcpus))
+        .and_then(|()| mptable::write(&vm.memory, config.vcpus, irqs))
         .and_then(|()| {
             boot_params::write(&vm.memory, &cmdline, initramfs, &layout::ram(config.memory))
         })
@@ -412,20 +414,17 @@ fn load_initramfs(
 /// The kernel command line: what every host needs, what this kind needs, the devices, and what
 /// the configuration adds.
 fn cmdline(config: &VmConfig, kind: HostKind, devices: usize) -> Result<String, BuildError> {
+    // What the words do, and those that are ours, is told in guest-kernel/README.md.
     let mut words = vec![
-        // Ends: reboot after a panic at once, by the keyboard controller; tell by pvpanic.
         "panic=-1 reboot=k".to_owned(),
         format!("pvpanic={PVPANIC:#x}"),
-        "rdinit=/init".to_owned(),
-        // Taking the LOCK prefixes out for a single CPU patches thousands of places, and putting
-        // them back when a second CPU comes online does so again.
-        "noreplace-smp".to_owned(),
+        "nolegacy swiotlb=noforce rootfstype=ramfs rdinit=/init".to_owned(),
     ];
-    if config.console.is_some() {
-        words.push("earlyprintk=serial,ttyS0,115200,keep".into());
+    words.push(if config.console.is_some() {
+        "earlyprintk=serial,ttyS0,115200,keep loglevel=7".into()
     } else {
-        words.push("quiet".into());
-    }
+        "quiet logstore=5".into()
+    });
     words.push(kind.cmdline().into());
     for (index, gsi) in (0..devices).zip(layout::FIRST_IRQ..) {
         let (size, at) = (layout::VIRTIO_MMIO_SIZE, window(index));

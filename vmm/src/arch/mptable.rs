@@ -3,9 +3,11 @@
 //! Intel MultiProcessor Specification 1.4, chapter 4. The table lies where the extended BIOS data
 //! area would be, which the kernel searches for it.
 
+use std::ops::Range;
+
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::layout::{EBDA, IOAPIC, LAST_IRQ, LOCAL_APIC};
+use super::layout::{EBDA, IOAPIC, LOCAL_APIC};
 
 const SPEC_REVISION: u8 = 4;
 const APIC_VERSION: u8 = 0x14;
@@ -19,15 +21,20 @@ const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 const ALL_APICS: u8 = 0xff;
 
-/// Writes the table for `vcpus` CPUs whose APIC IDs are 0 to `vcpus - 1`.
+/// Writes the table for `vcpus` CPUs whose APIC IDs are 0 to `vcpus - 1`, and the interrupts of
+/// devices. Only pins with a device are listed: each costs the kernel 15,000 instructions.
 ///
 /// # Errors
 ///
 /// The guest has no memory there.
-pub fn write(memory: &GuestMemoryMmap, vcpus: u8) -> Result<(), GuestMemoryError> {
+pub fn write(
+    memory: &GuestMemoryMmap,
+    vcpus: u8,
+    irqs: Range<u32>,
+) -> Result<(), GuestMemoryError> {
     let header = u32::try_from(EBDA.0).expect("the table lies low") + 16;
     memory.write_slice(&floating_pointer(header), EBDA)?;
-    memory.write_slice(&table(vcpus), GuestAddress(u64::from(header)))
+    memory.write_slice(&table(vcpus, irqs), GuestAddress(u64::from(header)))
 }
 
 fn floating_pointer(table: u32) -> Vec<u8> {
@@ -38,7 +45,7 @@ fn floating_pointer(table: u32) -> Vec<u8> {
     bytes
 }
 
-fn table(vcpus: u8) -> Vec<u8> {
+fn table(vcpus: u8, irqs: Range<u32>) -> Vec<u8> {
     let ioapic = vcpus;
     let mut entries: Vec<Vec<u8>> = Vec::new();
     for id in 0..vcpus {
@@ -54,7 +61,8 @@ fn table(vcpus: u8) -> Vec<u8> {
     io.extend(IOAPIC.to_le_bytes());
     entries.push(io);
     // Every pin is edge-triggered and active-high, as is the ISA bus: flags 0 conform to it.
-    for irq in 0..=u8::try_from(LAST_IRQ).expect("an IOAPIC has 24 pins") {
+    for irq in irqs {
+        let irq = u8::try_from(irq).expect("an IOAPIC has 24 pins");
         entries.push(vec![3, INT, 0, 0, 0, irq, ioapic, irq]);
     }
     entries.push(vec![4, EXT_INT, 0, 0, 0, 0, 0, 0]);
@@ -85,12 +93,12 @@ fn set_checksum(bytes: &mut [u8], at: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::layout::HIGH_RAM;
+    use crate::arch::layout::{FIRST_IRQ, HIGH_RAM, LAST_IRQ};
 
     #[test]
     fn tables_add_up_to_zero_and_fit_below_the_bios() {
         for vcpus in [1, 2, crate::config::MAX_VCPUS] {
-            let table = table(vcpus);
+            let table = table(vcpus, FIRST_IRQ..LAST_IRQ + 1);
             let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
             assert_eq!(sum(&table), 0);
             assert_eq!(sum(&floating_pointer(0x9_fc10)), 0);
