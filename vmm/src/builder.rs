@@ -413,7 +413,11 @@ fn load_initramfs(
 
 /// The kernel command line: what every host needs, what this kind needs, the devices, and what
 /// the configuration adds.
-fn cmdline(config: &VmConfig, kind: HostKind, devices: usize) -> Result<String, BuildError> {
+///
+/// # Errors
+///
+/// It is longer than a kernel takes.
+pub fn cmdline(config: &VmConfig, kind: HostKind, devices: usize) -> Result<String, BuildError> {
     // What the words do, and those that are ours, is told in guest-kernel/README.md.
     let mut words = vec![
         "panic=-1 reboot=k".to_owned(),

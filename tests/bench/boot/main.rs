@@ -69,7 +69,7 @@ fn run(options: &Options) -> Result<()> {
         kernel: built.kernel(),
         initramfs: initramfs::with_bench_init(&built.initramfs(), dir.path())?,
         memory: options.memory << 20,
-        cmdline: "panic=-1 reboot=k quiet rdinit=/bench-init".into(),
+        cmdline: "rdinit=/bench-init".into(),
         kind: peer::host_kind(&built)?,
     };
     let peers = [Peer::hrun_vmm(&built), Peer::qemu()];
@@ -103,7 +103,7 @@ fn run(options: &Options) -> Result<()> {
     let report = Report {
         rounds: options.rounds,
         memory_mib: options.memory,
-        cmdline: guest.full_cmdline(),
+        cmdline: guest.full_cmdline()?,
         results,
         ratio,
     };

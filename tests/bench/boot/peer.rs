@@ -34,11 +34,10 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// The command line with what this kind of host needs: hrun-vmm adds that by itself.
-    pub(crate) fn full_cmdline(&self) -> String {
-        format!("{} {}", self.cmdline, self.kind.cmdline())
-            .trim()
-            .into()
+    /// The whole command line: that which hrun-vmm makes of its configuration, and qemu is given.
+    pub(crate) fn full_cmdline(&self) -> Result<String> {
+        let config = vmm_config(self, Path::new("/"));
+        vmm::builder::cmdline(&config, self.kind, 0).context("Failed to make the command line")
     }
 }
 
@@ -86,12 +85,15 @@ impl Peer {
         let (input, expected) = match self {
             Self::HrunVmm(_) => {
                 command.args(["--config-fd", "0"]);
-                (vmm_config(guest, dir)?, ExitReason::Reset.code())
+                let config = vmm_config(guest, dir);
+                let _ = fs::remove_file(&config.control);
+                let json = serde_json::to_vec(&config).context("plain data")?;
+                (json, ExitReason::Reset.code())
             }
             Self::Qemu => {
                 command
                     .args(qemu_args(guest))
-                    .args(["-append", &guest.full_cmdline()]);
+                    .args(["-append", &guest.full_cmdline()?]);
                 (Vec::new(), QEMU_RESET)
             }
         };
@@ -138,10 +140,8 @@ fn wait(child: &mut Child) -> Result<ExitStatus> {
     }
 }
 
-fn vmm_config(guest: &Guest, dir: &Path) -> Result<Vec<u8>> {
-    let control = dir.join("control");
-    let _ = fs::remove_file(&control);
-    let config = VmConfig {
+fn vmm_config(guest: &Guest, dir: &Path) -> VmConfig {
+    VmConfig {
         version: config::VERSION,
         name: "bench-boot".into(),
         vcpus: 1,
@@ -151,14 +151,13 @@ fn vmm_config(guest: &Guest, dir: &Path) -> Result<Vec<u8>> {
             initramfs: Some(guest.initramfs.clone()),
             cmdline: guest.cmdline.clone(),
         },
-        control,
+        control: dir.join("control"),
         vsock: None,
         shares: Vec::new(),
         console: None,
         start_paused: false,
         profile: None,
-    };
-    serde_json::to_vec(&config).context("plain data")
+    }
 }
 
 /// The reset that the kernel asks of a keyboard controller (`reboot=k`) ends hrun-vmm. microvm has
