@@ -112,6 +112,7 @@ impl Agent {
     ///
     /// The kernel refuses something that every container needs.
     pub fn new(mut config: Config) -> Result<Self, AgentError> {
+        crate::sys::restore_terminal_signals();
         let poller = Poller::new().map_err(looping("make an epoll instance"))?;
         rustix::io::ioctl_fionbio(&config.listener, true)
             .map_err(looping("prepare the listening socket"))?;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tests::{Case, Test};
 use vmm::{
-    config::{self, BootConfig, ShareConfig, ShareSource, VmConfig},
+    config::{self, BootConfig, Origin, ShareConfig, ShareSource, VmConfig},
     exit::ExitReason,
 };
 
@@ -53,23 +53,28 @@ fn boot(case: &Case, initramfs: &Path, ro: &Path, rw: &Path) -> Result<()> {
         tag: tag.into(),
         source: ShareSource::Directory(dir.into()),
         read_only,
+        exclusive: false,
+        files: Vec::new(),
+        directories: Vec::new(),
     };
     let config = VmConfig {
         version: config::VERSION,
         name: "hostile".into(),
         vcpus: 1,
         memory: 128 << 20,
-        boot: BootConfig {
+        origin: Origin::Boot(BootConfig {
             kernel: case.built().kernel(),
             initramfs: Some(initramfs.into()),
             cmdline: String::new(),
-        },
+        }),
         control: case.path("control"),
         vsock: None,
         shares: vec![share("ro", ro, true), share("rw", rw, false)],
         console: None,
         start_paused: false,
         profile: None,
+        symbols: None,
+        snapshot: None,
     };
     case.with(case.built().vmm(), ["--config-fd", "0"])
         .stdin(serde_json::to_vec(&config).context("plain data")?)

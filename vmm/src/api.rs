@@ -8,6 +8,7 @@
 //! ```
 
 use std::{
+    fmt,
     io::{self, BufRead, BufReader, Read, Write},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -27,6 +28,9 @@ pub enum Request {
     Status,
     /// Stop the vCPUs where they are.
     Pause,
+    /// Write a snapshot into the directory that the configuration named for it. The VM must be
+    /// paused and stays so; its vsock connections are closed.
+    Snapshot,
     /// Let the vCPUs go on; also the first start of a VM configured with `start_paused`.
     Resume,
     /// End the VM at once, as pulling the plug does. The process exits with
@@ -92,6 +96,15 @@ pub enum HostKind {
     Hardware,
     /// KVM without them: guest kernel code is interpreted.
     Software,
+}
+
+impl fmt::Display for HostKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hardware => "hardware",
+            Self::Software => "software",
+        })
+    }
 }
 
 /// Failure of a request to a VM.

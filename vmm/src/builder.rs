@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::{
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_irqchip,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use linux_loader::loader::{KernelLoader, elf::Elf};
 use vm_memory::{
@@ -22,7 +25,7 @@ use crate::{
         boot_params::{self, Initramfs},
         layout, long_mode, mptable,
     },
-    config::{BootConfig, PAGE_SIZE, ShareSource, VmConfig},
+    config::{BootConfig, Origin, PAGE_SIZE, VmConfig},
     devices::{
         VirtioDevice,
         fs::{Fs, Sharing},
@@ -33,7 +36,9 @@ use crate::{
     host_kind::{self, ProbeError},
     ports::{PVPANIC, Ports},
     profile::Profile,
+    restore::{Loaded, RestoreError},
     sandbox::{self, SandboxError},
+    snapshot::{self, DeviceState, MemoryMap, Snapshot, SnapshotError},
     timeline::Timeline,
     vcpu::{Buses, Vcpu, VcpuError, Vcpus},
     virtio_mmio::{TransportError, VirtioMmio, VirtioMmioBus, window},
@@ -90,6 +95,15 @@ pub enum BuildError {
         /// Its size.
         size: u64,
     },
+    /// A snapshot cannot be restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The snapshot that was loaded is not the one that is asked for.
+    #[error("Snapshot {0} was loaded, the configuration asks for another one")]
+    OtherSnapshot(PathBuf),
+    /// A place for a snapshot cannot be made.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The initramfs cannot be read.
     #[error("Failed to read initramfs {path}")]
     Initramfs {
@@ -135,15 +149,11 @@ pub enum BuildError {
     Probe(#[source] ProbeError),
 }
 
-/// The symbol table that the kernel's build left beside the kernel, for
-/// [`profile`](crate::profile) reports; empty if it is missing.
+/// The kernel's symbol table for [`profile`](crate::profile) reports; empty if it is missing.
 #[must_use]
 pub fn system_map(config: &VmConfig) -> String {
-    let path = config.boot.kernel.with_file_name("System.map");
-    config
-        .profile
-        .as_ref()
-        .and_then(|_| fs::read_to_string(path).ok())
+    let path = config.symbols.as_ref().filter(|_| config.profile.is_some());
+    path.and_then(|path| fs::read_to_string(path).ok())
         .unwrap_or_default()
 }
 
@@ -199,7 +209,8 @@ impl Vm {
     }
 }
 
-/// A VM that was built: its vCPUs are paused at their first instruction.
+/// A VM that was built: its vCPUs are paused, at their first instruction or where a snapshot was
+/// taken.
 pub struct Built {
     /// The vCPUs. Dropped first: they use all the rest.
     pub vcpus: Vcpus,
@@ -207,23 +218,133 @@ pub struct Built {
     pub vm: Vm,
     /// The kind of host it runs on.
     pub host_kind: HostKind,
+    /// Where a snapshot goes, if there is to be one.
+    pub snapshot: Option<snapshot::Writer>,
 }
 
-/// Builds the VM that `config` describes. The process is confined to what the VM needs when this
-/// returns; it must have only one thread when it is called.
+impl Built {
+    /// Writes a snapshot of the VM, whose vCPUs are paused, and leaves it as it is but for its
+    /// vsock connections, which are closed.
+    ///
+    /// # Errors
+    ///
+    /// KVM refuses to tell the state, or it cannot be written.
+    pub fn snapshot(&self, writer: snapshot::Writer) -> Result<(), BuildError> {
+        let failed = |call| move |source| BuildError::Kvm { call, source };
+        // Devices first: they interrupt vCPUs.
+        let devices = self.vcpus.buses().mmio.suspend();
+        let saved = self.save(devices, failed).and_then(|snapshot| {
+            let finish = |memory_map| Snapshot {
+                memory_map,
+                ..snapshot
+            };
+            Ok(writer.write(&self.vm.memory, finish)?)
+        });
+        self.vcpus.buses().mmio.resume();
+        saved
+    }
+
+    fn save<F>(
+        &self,
+        devices: Vec<DeviceState>,
+        failed: impl Fn(&'static str) -> F,
+    ) -> Result<Snapshot, BuildError>
+    where
+        F: FnOnce(kvm_ioctls::Error) -> BuildError,
+    {
+        let irqchips = [
+            KVM_IRQCHIP_PIC_MASTER,
+            KVM_IRQCHIP_PIC_SLAVE,
+            KVM_IRQCHIP_IOAPIC,
+        ]
+        .into_iter()
+        .map(|chip_id| {
+            let mut chip = kvm_irqchip {
+                chip_id,
+                ..kvm_irqchip::default()
+            };
+            let read = self.vm.fd.get_irqchip(&mut chip);
+            read.map(|()| chip).map_err(failed("KVM_GET_IRQCHIP"))
+        })
+        .collect::<Result<_, _>>()?;
+        Ok(Snapshot {
+            vmm: env!("CARGO_PKG_VERSION").into(),
+            host_kind: self.host_kind,
+            memory: self.vm.memory.iter().map(|region| region.len()).sum(),
+            memory_map: MemoryMap::default(),
+            vcpus: self.vcpus.save(&self.vm.kvm).map_err(BuildError::Vcpu)?,
+            irqchips,
+            clock: self.vm.fd.get_clock().map_err(failed("KVM_GET_CLOCK"))?,
+            devices,
+        })
+    }
+}
+
+/// Builds the VM that `config` describes, from `loaded` if the snapshot is loaded already. The
+/// process is confined to what the VM needs when this returns; it must have only one thread when
+/// it is called.
 ///
 /// # Errors
 ///
 /// Something is missing or refused; everything made so far is undone.
-pub fn build(config: &VmConfig, end: &Arc<End>, timeline: &Timeline) -> Result<Built, BuildError> {
-    let kernel = open("kernel", &config.boot.kernel)?;
-    let initramfs = config
-        .boot
-        .initramfs
-        .as_deref()
-        .map(|path| open("initramfs", path));
-    let initramfs = initramfs.transpose()?;
+pub fn build(
+    config: &VmConfig,
+    loaded: Option<Loaded>,
+    end: &Arc<End>,
+    timeline: &Timeline,
+) -> Result<Built, BuildError> {
     let console = config.console.as_deref().map(create_console).transpose()?;
+    let snapshot = config.snapshot.as_deref();
+    let snapshot = snapshot.map(snapshot::Writer::create).transpose()?;
+    let Machine {
+        vm,
+        vcpus,
+        host_kind,
+        bus,
+    } = match (&config.origin, loaded) {
+        (Origin::Boot(boot), None) => boot_machine(config, boot, timeline)?,
+        (Origin::Restore(directory), None) => {
+            let loaded = Loaded::load(directory, timeline)?;
+            restore_machine(config, loaded, timeline)?
+        }
+        (Origin::Restore(directory), Some(loaded)) if loaded.directory == *directory => {
+            restore_machine(config, loaded, timeline)?
+        }
+        (_, Some(loaded)) => return Err(BuildError::OtherSnapshot(loaded.directory)),
+    };
+    let buses = Buses {
+        ports: Ports::new(console, Arc::clone(end)),
+        mmio: bus,
+    };
+    let profile = config.profile.as_ref().map(|_| Profile::default());
+    let vcpus = Vcpus::spawn(vcpus, buses, Arc::clone(end), profile).map_err(BuildError::Vcpu)?;
+    vcpus.buses().mmio.resume();
+    timeline.reached("vCPUs ready");
+    Ok(Built {
+        vcpus,
+        vm,
+        host_kind,
+        snapshot,
+    })
+}
+
+/// A VM before its threads.
+struct Machine {
+    vm: Vm,
+    vcpus: Vec<Vcpu>,
+    host_kind: HostKind,
+    bus: VirtioMmioBus,
+}
+
+/// A machine that boots.
+fn boot_machine(
+    config: &VmConfig,
+    boot: &BootConfig,
+    timeline: &Timeline,
+) -> Result<Machine, BuildError> {
+    let kernel = open("kernel", &boot.kernel)?;
+    let initramfs = boot.initramfs.as_deref();
+    let initramfs = initramfs.map(|path| open("initramfs", path)).transpose()?;
     let memory = allocate_memory(config.memory)?;
     let vm = Vm::new(memory)?;
     timeline.reached("KVM ready");
@@ -239,15 +360,15 @@ pub fn build(config: &VmConfig, end: &Arc<End>, timeline: &Timeline) -> Result<B
     let host_kind = host_kind::probe(&mut vcpus[0], &vm.memory).map_err(BuildError::Probe)?;
     timeline.reached("host probed");
 
-    let entry = load_kernel(&vm.memory, kernel, &config.boot)?;
-    let initramfs = match (initramfs, &config.boot.initramfs) {
+    let entry = load_kernel(&vm.memory, kernel, boot)?;
+    let initramfs = match (initramfs, &boot.initramfs) {
         (Some(file), Some(path)) => Some(load_initramfs(&vm.memory, file, path)?),
         _ => None,
     };
     timeline.reached("kernel loaded");
 
     let cmdline = cmdline(config, host_kind, devices.len())?;
-    let bus = attach(&vm, devices)?;
+    let bus = attach(&vm, devices, VirtioMmio::new)?;
     let count = u32::try_from(bus.len()).expect("devices have interrupts of their own");
     let irqs = layout::FIRST_IRQ..layout::FIRST_IRQ + count;
     long_mode::write_tables(&vm.memory)
@@ -260,17 +381,34 @@ pub fn build(config: &VmConfig, end: &Arc<End>, timeline: &Timeline) -> Result<B
         vcpu.set_boot_state(entry, layout::ZERO_PAGE)
             .map_err(BuildError::Vcpu)?;
     }
-    let buses = Buses {
-        ports: Ports::new(console, Arc::clone(end)),
-        mmio: bus,
-    };
-    let profile = config.profile.as_ref().map(|_| Profile::default());
-    let vcpus = Vcpus::spawn(vcpus, buses, Arc::clone(end), profile).map_err(BuildError::Vcpu)?;
-    timeline.reached("vCPUs ready");
-    Ok(Built {
-        vcpus,
+    Ok(Machine {
         vm,
+        vcpus,
         host_kind,
+        bus,
+    })
+}
+
+/// A machine that goes on where a snapshot was taken.
+fn restore_machine(
+    config: &VmConfig,
+    loaded: Loaded,
+    timeline: &Timeline,
+) -> Result<Machine, BuildError> {
+    loaded.check(config)?;
+    confine(config)?;
+    timeline.reached("shares mounted");
+    let devices = make_devices(config)?;
+    let mut states = loaded.devices.iter();
+    let bus = attach(&loaded.vm, devices, |device, memory| {
+        let state = states.next().expect("as many devices as were checked");
+        VirtioMmio::restore(device, memory, state)
+    })?;
+    Ok(Machine {
+        vm: loaded.vm,
+        vcpus: loaded.vcpus,
+        host_kind: loaded.host_kind,
+        bus,
     })
 }
 
@@ -328,10 +466,10 @@ fn make_devices(config: &VmConfig) -> Result<Devices, BuildError> {
     }
     devices.push(Box::new(Rng::default()));
     for (index, share) in config.shares.iter().enumerate() {
-        // The upper directory of an overlay belongs to this VM alone; a directory is the host's.
-        let sharing = match share.source {
-            ShareSource::Overlay { .. } => Sharing::Exclusive,
-            ShareSource::Directory(_) | ShareSource::File { .. } => Sharing::Shared,
+        let sharing = if share.exclusive {
+            Sharing::Exclusive
+        } else {
+            Sharing::Shared
         };
         let device = Fs::new(&share.tag, &sandbox::share(index), sharing).map_err(|source| {
             BuildError::Fs {
@@ -347,10 +485,18 @@ fn make_devices(config: &VmConfig) -> Result<Devices, BuildError> {
     Ok(devices)
 }
 
-fn attach(vm: &Vm, devices: Devices) -> Result<VirtioMmioBus, BuildError> {
+/// Puts the devices on a bus, each behind the transport that `transport` makes for it.
+fn attach(
+    vm: &Vm,
+    devices: Devices,
+    mut transport: impl FnMut(
+        Box<dyn VirtioDevice>,
+        GuestMemoryMmap,
+    ) -> Result<VirtioMmio, TransportError>,
+) -> Result<VirtioMmioBus, BuildError> {
     let mut bus = VirtioMmioBus::default();
     for (gsi, device) in (layout::FIRST_IRQ..).zip(devices) {
-        let device = VirtioMmio::new(device, vm.memory.clone()).map_err(BuildError::Attach)?;
+        let device = transport(device, vm.memory.clone()).map_err(BuildError::Attach)?;
         device
             .register(&vm.fd, bus.len(), gsi)
             .map_err(BuildError::Attach)?;
@@ -434,7 +580,9 @@ pub fn cmdline(config: &VmConfig, kind: HostKind, devices: usize) -> Result<Stri
         let (size, at) = (layout::VIRTIO_MMIO_SIZE, window(index));
         words.push(format!("virtio_mmio.device={size}@{at:#x}:{gsi}"));
     }
-    words.push(config.boot.cmdline.clone());
+    if let Origin::Boot(boot) = &config.origin {
+        words.push(boot.cmdline.clone());
+    }
     words.retain(|word| !word.is_empty());
     let cmdline = words.join(" ");
     if cmdline.len() < layout::CMDLINE_MAX {

@@ -1,11 +1,11 @@
 //! What a VM is made of: one JSON document, plain data, validated before anything is created.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 /// Version of the document. Another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Most vCPUs of a VM.
 pub const MAX_VCPUS: u8 = 32;
@@ -34,8 +34,8 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Guest RAM in bytes, a multiple of [`PAGE_SIZE`].
     pub memory: u64,
-    /// What it boots.
-    pub boot: BootConfig,
+    /// How it comes to be.
+    pub origin: Origin,
     /// Path of the control socket (see [`crate::api`]), made by the VMM.
     pub control: PathBuf,
     /// virtio-vsock device.
@@ -53,10 +53,27 @@ pub struct VmConfig {
     /// Sample where the guest's instruction pointer is and write a profile to this file at exit.
     #[serde(default)]
     pub profile: Option<PathBuf>,
+    /// The kernel's symbol table (System.map), for the profile.
+    #[serde(default)]
+    pub symbols: Option<PathBuf>,
+    /// An empty directory into which a snapshot may be written (see [`crate::snapshot`]).
+    #[serde(default)]
+    pub snapshot: Option<PathBuf>,
+}
+
+/// How a VM comes to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Origin {
+    /// It boots.
+    Boot(BootConfig),
+    /// It goes on where the snapshot in this directory was taken, with its memory copied on
+    /// write. vCPUs, memory and kinds of devices must be those of the snapshot.
+    Restore(PathBuf),
 }
 
 /// Kernel, initramfs and command line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootConfig {
     /// Uncompressed ELF vmlinux for x86-64.
@@ -92,6 +109,29 @@ pub struct ShareConfig {
     pub source: ShareSource,
     /// Refuse every change on the host's side, whatever the guest mounts it as.
     pub read_only: bool,
+    /// Nobody but this guest changes what is shared: it may cache as long as it likes.
+    #[serde(default)]
+    pub exclusive: bool,
+    /// Files that are written before the guest sees the share, which must not be read-only.
+    #[serde(default)]
+    pub files: Vec<SharedFile>,
+    /// Directories that are made before the guest sees the share unless they exist: absolute
+    /// paths in it, which must not be read-only.
+    #[serde(default)]
+    pub directories: Vec<PathBuf>,
+}
+
+/// A file that the VMM writes into a share before the guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedFile {
+    /// Absolute path in the share. Symbolic links are followed as the guest would, and missing
+    /// directories are made.
+    pub path: PathBuf,
+    /// Its content.
+    pub content: String,
+    /// Its permission bits.
+    pub mode: u32,
 }
 
 /// What a share shows.
@@ -100,13 +140,8 @@ pub struct ShareConfig {
 pub enum ShareSource {
     /// A directory of the host.
     Directory(PathBuf),
-    /// A directory of the share's own, holding one entry: a file of the host under this name.
-    File {
-        /// The file on the host.
-        path: PathBuf,
-        /// Its name in the share.
-        name: String,
-    },
+    /// A directory of the share's own, holding these entries of the host's and nothing else.
+    Collection(Vec<CollectionEntry>),
     /// An overlayfs, mounted by the VMM in its own mount namespace: it vanishes with the VMM.
     Overlay {
         /// Read-only layers, the topmost first.
@@ -116,6 +151,18 @@ pub enum ShareSource {
         /// Overlayfs's work directory: empty, on the file system of `upper`.
         work: Option<PathBuf>,
     },
+}
+
+/// A file or directory of the host in a [`ShareSource::Collection`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectionEntry {
+    /// Its name in the share.
+    pub name: String,
+    /// The file or directory on the host.
+    pub path: PathBuf,
+    /// Refuse every change to it.
+    pub read_only: bool,
 }
 
 /// A configuration that cannot be a VM.
@@ -195,18 +242,7 @@ impl VmConfig {
                 format!("must be a multiple of {PAGE_SIZE} bytes"),
             ));
         }
-        absolute("boot.kernel", &self.boot.kernel)?;
-        if let Some(path) = &self.boot.initramfs {
-            absolute("boot.initramfs", path)?;
-        }
-        if !self
-            .boot
-            .cmdline
-            .bytes()
-            .all(|byte| (b' '..=b'~').contains(&byte))
-        {
-            return Err(field("boot.cmdline", "must be printable ASCII"));
-        }
+        self.origin.validate()?;
         socket_path("control", &self.control)?;
         if let Some(vsock) = &self.vsock {
             if vsock.cid < 3 || vsock.cid == u32::MAX {
@@ -217,8 +253,13 @@ impl VmConfig {
             }
             socket_path("vsock.socket", &vsock.socket)?;
         }
-        for path in [&self.console, &self.profile].into_iter().flatten() {
-            absolute("console or profile", path)?;
+        for (name, path) in [
+            ("console", &self.console),
+            ("profile", &self.profile),
+            ("symbols", &self.symbols),
+            ("snapshot", &self.snapshot),
+        ] {
+            path.iter().try_for_each(|path| absolute(name, path))?;
         }
         for (index, share) in self.shares.iter().enumerate() {
             let at = |name: &str| format!("shares[{index}].{name}");
@@ -232,6 +273,46 @@ impl VmConfig {
                 return Err(field(at("tag"), format!("repeats {:?}", share.tag)));
             }
             share.source.validate(&at("source"), share.read_only)?;
+            share.validate_content(&at("files"), &at("directories"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Origin {
+    fn validate(&self) -> Result<(), ConfigError> {
+        match self {
+            Origin::Restore(path) => absolute("origin.restore", path),
+            Origin::Boot(boot) => {
+                absolute("origin.boot.kernel", &boot.kernel)?;
+                if let Some(path) = &boot.initramfs {
+                    absolute("origin.boot.initramfs", path)?;
+                }
+                if boot.cmdline.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+                    Ok(())
+                } else {
+                    Err(field("origin.boot.cmdline", "must be printable ASCII"))
+                }
+            }
+        }
+    }
+}
+
+impl ShareConfig {
+    fn validate_content(&self, files: &str, directories: &str) -> Result<(), ConfigError> {
+        for (at, paths) in [
+            (files, self.files.iter().map(|file| &file.path).collect()),
+            (directories, self.directories.iter().collect::<Vec<_>>()),
+        ] {
+            if self.read_only && !paths.is_empty() {
+                return Err(field(at, "cannot be in a share that is read_only"));
+            }
+            for path in paths {
+                absolute(at, path)?;
+                if path.components().any(|part| part == Component::ParentDir) {
+                    return Err(field(at, format!("{} leads upwards", path.display())));
+                }
+            }
         }
         Ok(())
     }
@@ -241,14 +322,20 @@ impl ShareSource {
     fn validate(&self, at: &str, share_read_only: bool) -> Result<(), ConfigError> {
         match self {
             ShareSource::Directory(path) => absolute(at, path),
-            ShareSource::File { path, name } => {
-                if name.is_empty() || name.contains(['/', '\0']) || name == "." || name == ".." {
-                    return Err(field(
-                        format!("{at}.name"),
-                        format!("{name:?} is no file name"),
-                    ));
+            ShareSource::Collection(entries) => {
+                for (index, CollectionEntry { name, path, .. }) in entries.iter().enumerate() {
+                    let at = format!("{at}[{index}]");
+                    let is_name = !matches!(name.as_str(), "" | "." | "..");
+                    if !is_name || name.contains(['/', '\0']) {
+                        let problem = format!("{name:?} is no file name");
+                        return Err(field(format!("{at}.name"), problem));
+                    }
+                    if entries[..index].iter().any(|other| other.name == *name) {
+                        return Err(field(format!("{at}.name"), format!("repeats {name:?}")));
+                    }
+                    absolute(&at, path)?;
                 }
-                absolute(at, path)
+                Ok(())
             }
             ShareSource::Overlay { lower, upper, work } => {
                 if lower.is_empty() {
@@ -314,11 +401,7 @@ mod tests {
             name: "test".into(),
             vcpus: 1,
             memory: 128 << 20,
-            boot: BootConfig {
-                kernel: "/vmlinux".into(),
-                initramfs: Some("/initramfs.cpio".into()),
-                cmdline: String::new(),
-            },
+            origin: boot(BootConfig::default()),
             control: "/run/vm/control.sock".into(),
             vsock: Some(VsockConfig {
                 cid: 3,
@@ -332,11 +415,27 @@ mod tests {
                     work: Some("/work".into()),
                 },
                 read_only: false,
+                exclusive: true,
+                files: vec![SharedFile {
+                    path: "/etc/hostname".into(),
+                    content: "box\n".into(),
+                    mode: 0o644,
+                }],
+                directories: vec!["/proc".into()],
             }],
             console: None,
             start_paused: false,
             profile: None,
+            symbols: None,
+            snapshot: None,
         }
+    }
+
+    fn boot(boot: BootConfig) -> Origin {
+        Origin::Boot(BootConfig {
+            kernel: "/vmlinux".into(),
+            ..boot
+        })
     }
 
     #[test]
@@ -354,13 +453,38 @@ mod tests {
     #[test]
     fn values_that_cannot_be_are_refused_by_field() {
         type Spoil = fn(&mut VmConfig);
-        let cases: [(&str, Spoil); 14] = [
+        let cases: [(&str, Spoil); 19] = [
             ("vcpus", |c| c.vcpus = 0),
             ("vcpus", |c| c.vcpus = MAX_VCPUS + 1),
             ("memory", |c| c.memory = MIN_MEMORY - PAGE_SIZE),
             ("memory", |c| c.memory += 1),
-            ("boot.kernel", |c| c.boot.kernel = "vmlinux".into()),
-            ("boot.cmdline", |c| c.boot.cmdline = "a\nb".into()),
+            ("origin.boot.kernel", |c| {
+                c.origin = Origin::Boot(BootConfig::default());
+            }),
+            ("origin.boot.cmdline", |c| {
+                c.origin = boot(BootConfig {
+                    cmdline: "a\nb".into(),
+                    ..BootConfig::default()
+                });
+            }),
+            ("origin.restore", |c| {
+                c.origin = Origin::Restore("here".into());
+            }),
+            ("shares[0].files", |c| {
+                c.shares[0].files[0].path = "/a/../../b".into();
+            }),
+            ("shares[0].directories", |c| {
+                c.shares[0].directories[0] = "proc".into();
+            }),
+            ("shares[0].files", |c| c.shares[0].read_only = true),
+            ("shares[0].source[1].name", |c| {
+                let entry = CollectionEntry {
+                    name: "a".into(),
+                    path: "/a".into(),
+                    read_only: false,
+                };
+                c.shares[0].source = ShareSource::Collection(vec![entry.clone(), entry]);
+            }),
             ("control", |c| {
                 c.control = format!("/{}", "x".repeat(100)).into();
             }),
@@ -386,11 +510,12 @@ mod tests {
             ("shares[0].source", |c| {
                 c.shares[0].source = ShareSource::Directory("a".into());
             }),
-            ("shares[0].source.name", |c| {
-                c.shares[0].source = ShareSource::File {
-                    path: "/etc/passwd".into(),
+            ("shares[0].source[0].name", |c| {
+                c.shares[0].source = ShareSource::Collection(vec![CollectionEntry {
                     name: "..".into(),
-                };
+                    path: "/etc".into(),
+                    read_only: true,
+                }]);
             }),
         ];
         config().validate().unwrap();

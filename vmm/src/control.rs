@@ -24,7 +24,7 @@ use crate::{
     api::{MAX_LINE, Request, Response, Status, VmState},
     builder::Built,
     config::VmConfig,
-    end::End,
+    end::{End, chain},
     exit::ExitReason,
     profile,
     timeline::Timeline,
@@ -130,7 +130,10 @@ impl Running<'_> {
         while let Some(end) = client.received.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = client.received.drain(..=end).collect();
             let response = match serde_json::from_slice(&line) {
-                Ok(request) => Response::Ok(self.handle(request)),
+                Ok(request) => match self.handle(request) {
+                    Ok(status) => Response::Ok(status),
+                    Err(message) => Response::Error(message),
+                },
                 Err(err) => Response::Error(format!("no request: {err}")),
             };
             let Ok(mut answer) = serde_json::to_vec(&response) else {
@@ -145,9 +148,18 @@ impl Running<'_> {
         client.received.len() as u64 <= MAX_LINE
     }
 
-    fn handle(&mut self, request: Request) -> Status {
+    fn handle(&mut self, request: Request) -> Result<Status, String> {
         match request {
             Request::Status => {}
+            Request::Snapshot if !self.paused => {
+                return Err("a VM must be paused while a snapshot is taken".into());
+            }
+            Request::Snapshot => {
+                let writer = self.built.snapshot.take().ok_or(
+                    "the configuration named no place for a snapshot, or it is written already",
+                )?;
+                self.built.snapshot(writer).map_err(|err| chain(&err))?;
+            }
             Request::Pause => {
                 self.built.vcpus.pause();
                 self.paused = true;
@@ -159,7 +171,7 @@ impl Running<'_> {
                     .set(ExitReason::Shutdown, "stopped over the control socket");
             }
         }
-        self.status()
+        Ok(self.status())
     }
 
     /// Lets the vCPUs run.

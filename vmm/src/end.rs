@@ -1,6 +1,7 @@
 //! How threads of the VMM say that the VM has come to its end: the first reason wins.
 
 use std::{
+    error::Error,
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::OnceLock,
@@ -48,4 +49,17 @@ impl End {
     pub fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
     }
+}
+
+/// An error and its sources in one line.
+#[must_use]
+pub fn chain(err: &dyn Error) -> String {
+    let mut message = err.to_string();
+    let mut source = err.source();
+    while let Some(err) = source {
+        message.push_str(": ");
+        message.push_str(&err.to_string());
+        source = err.source();
+    }
+    message
 }

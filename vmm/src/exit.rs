@@ -13,6 +13,8 @@ pub enum ExitReason {
     Failed = 1,
     /// The configuration was refused; nothing was created.
     BadConfig = 2,
+    /// A snapshot was refused: it is damaged or does not fit this host. Nothing was created.
+    BadSnapshot = 3,
     /// The guest asked for a reset.
     Reset = 10,
     /// The guest kernel panicked.
@@ -27,10 +29,11 @@ pub enum ExitReason {
 
 impl ExitReason {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Shutdown,
         Self::Failed,
         Self::BadConfig,
+        Self::BadSnapshot,
         Self::Reset,
         Self::Panic,
         Self::TripleFault,
@@ -59,6 +62,7 @@ impl ExitReason {
             Self::Shutdown => "the guest powered off",
             Self::Failed => "the VMM failed",
             Self::BadConfig => "the VM configuration was refused",
+            Self::BadSnapshot => "the snapshot was refused",
             Self::Reset => "the guest asked for a reset",
             Self::Panic => "the guest kernel panicked",
             Self::TripleFault => "the guest triple-faulted",

@@ -113,6 +113,28 @@ pub fn probe(vcpu: &mut Vcpu, memory: &GuestMemoryMmap) -> Result<HostKind, Prob
     }))
 }
 
+/// Finds out on a vCPU of a VM whose memory belongs to a kernel already, and leaves that as it was.
+///
+/// # Errors
+///
+/// As [`probe`].
+pub fn probe_restored(vcpu: &mut Vcpu, memory: &GuestMemoryMmap) -> Result<HostKind, ProbeError> {
+    let spots = long_mode::TABLES
+        .into_iter()
+        .chain([(CODE, PROBE.len())])
+        .map(|(at, length)| {
+            let mut bytes = vec![0; length];
+            memory.read_slice(&mut bytes, at).map(|()| (at, bytes))
+        })
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(ProbeError::Memory)?;
+    let kind = probe(vcpu, memory)?;
+    for (at, bytes) in spots {
+        memory.write_slice(&bytes, at).map_err(ProbeError::Memory)?;
+    }
+    Ok(kind)
+}
+
 /// Runs the probe to its next `out`; false if KVM cannot run it.
 fn run_to_out(vcpu: &mut Vcpu) -> Result<bool, ProbeError> {
     loop {

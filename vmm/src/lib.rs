@@ -7,6 +7,7 @@
 pub mod api;
 pub mod arch;
 pub mod builder;
+pub mod channel;
 pub mod config;
 pub mod control;
 pub mod devices;
@@ -16,7 +17,9 @@ pub mod host_kind;
 pub mod logger;
 pub mod ports;
 pub mod profile;
+pub mod restore;
 pub mod sandbox;
+pub mod snapshot;
 pub mod timeline;
 pub mod vcpu;
 pub mod virtio_mmio;

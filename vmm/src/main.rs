@@ -1,8 +1,12 @@
 //! `hrun-vmm`: one process per VM.
 //!
 //! ```text
-//! hrun-vmm --config-fd N [--lifeline-fd M]   run the VM described by the JSON document on fd N
-//! hrun-vmm --probe                           print the kind of KVM of this host as JSON
+//! hrun-vmm --config-fd N [--lifeline-fd M] [--preload DIR]
+//!                      run the VM described by the JSON document on fd N, which may be a socket
+//!                      on which the owner hears how it goes (vmm::channel); the VM ends when
+//!                      the other end of fd M is closed; with --preload the snapshot in DIR is
+//!                      loaded before the document is waited for
+//! hrun-vmm --probe     print the kind of KVM of this host as JSON
 //! hrun-vmm --version
 //! ```
 //!
@@ -12,31 +16,32 @@ use std::{
     env,
     error::Error,
     fs::File,
-    io::Read,
     os::fd::{FromRawFd, OwnedFd, RawFd},
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
 };
 
 use vmm::{
-    builder,
+    builder::{self, BuildError},
+    channel::{Channel, Event},
     config::VmConfig,
     control::{self, Running},
-    end::End,
+    end::{End, chain},
     exit::ExitReason,
     host_kind, logger,
+    restore::{Loaded, RestoreError},
     timeline::Timeline,
 };
 
-/// Longest configuration document, in bytes.
-const MAX_CONFIG: u64 = 1 << 20;
-
-const USAGE: &str = "usage: hrun-vmm --config-fd N [--lifeline-fd M] | --probe | --version";
+const USAGE: &str =
+    "usage: hrun-vmm --config-fd N [--lifeline-fd M] [--preload DIR] | --probe | --version";
 
 enum Command {
     Run {
         config: RawFd,
         lifeline: Option<RawFd>,
+        preload: Option<PathBuf>,
     },
     Probe,
     Version,
@@ -46,7 +51,11 @@ fn main() -> ExitCode {
     let timeline = Timeline::begin();
     logger::install();
     let (reason, message) = match parse(env::args().skip(1)) {
-        Some(Command::Run { config, lifeline }) => run(config, lifeline, &timeline),
+        Some(Command::Run {
+            config,
+            lifeline,
+            preload,
+        }) => run(config, lifeline, preload, &timeline),
         Some(Command::Probe) => return probe(),
         Some(Command::Version) => {
             println!("hrun-vmm {}", env!("CARGO_PKG_VERSION"));
@@ -61,19 +70,21 @@ fn main() -> ExitCode {
 }
 
 fn parse(mut args: impl Iterator<Item = String>) -> Option<Command> {
-    let (mut config, mut lifeline) = (None, None);
+    let (mut config, mut lifeline, mut preload) = (None, None, None);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--probe" => return args.next().is_none().then_some(Command::Probe),
             "--version" => return args.next().is_none().then_some(Command::Version),
             "--config-fd" => config = Some(descriptor(&args.next()?)?),
             "--lifeline-fd" => lifeline = Some(descriptor(&args.next()?)?),
+            "--preload" => preload = Some(PathBuf::from(args.next()?)),
             _ => return None,
         }
     }
     Some(Command::Run {
         config: config?,
         lifeline,
+        preload,
     })
 }
 
@@ -95,32 +106,82 @@ fn probe() -> ExitCode {
     }
 }
 
-fn run(config: RawFd, lifeline: Option<RawFd>, timeline: &Timeline) -> (ExitReason, String) {
+fn run(
+    config: RawFd,
+    lifeline: Option<RawFd>,
+    preload: Option<PathBuf>,
+    timeline: &Timeline,
+) -> (ExitReason, String) {
     // SAFETY: the caller passed these descriptors for us to own, and nothing else in this
     // process, which has just begun, knows their numbers.
     let config = unsafe { OwnedFd::from_raw_fd(config) };
     // SAFETY: as above.
     let lifeline = lifeline.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
-    let mut json = Vec::new();
-    if let Err(err) = File::from(config).take(MAX_CONFIG).read_to_end(&mut json) {
-        return (
-            ExitReason::BadConfig,
-            format!("Failed to read the VM configuration: {err}"),
-        );
-    }
-    let config = match VmConfig::from_json(&json) {
-        Ok(config) => config,
-        Err(err) => return (ExitReason::BadConfig, chain(&err)),
-    };
-    match run_vm(&config, lifeline, timeline) {
+    let mut channel = Channel::new(config);
+    let (reason, message) = match configure_and_run(&mut channel, lifeline, preload, timeline) {
         Ok(why) => why,
-        Err(err) => (ExitReason::Failed, chain(err.as_ref())),
+        Err(Failure::Config(message)) => (ExitReason::BadConfig, message),
+        Err(Failure::Vm(err)) => (reason_of(err.as_ref()), chain(err.as_ref())),
+    };
+    channel.tell(&Event::Ended {
+        reason,
+        message: message.clone(),
+    });
+    (reason, message)
+}
+
+/// What keeps a VM from running.
+enum Failure {
+    Config(String),
+    Vm(Box<dyn Error>),
+}
+
+impl<E: Into<Box<dyn Error>>> From<E> for Failure {
+    fn from(err: E) -> Self {
+        Self::Vm(err.into())
     }
+}
+
+fn reason_of(err: &(dyn Error + 'static)) -> ExitReason {
+    let restore = match err.downcast_ref::<BuildError>() {
+        Some(BuildError::Restore(restore)) => Some(restore),
+        _ => err.downcast_ref::<RestoreError>(),
+    };
+    match restore {
+        // Without KVM nothing can be said about the snapshot.
+        Some(RestoreError::Vm { .. }) | None => ExitReason::Failed,
+        Some(_) => ExitReason::BadSnapshot,
+    }
+}
+
+fn configure_and_run(
+    channel: &mut Channel,
+    lifeline: Option<OwnedFd>,
+    preload: Option<PathBuf>,
+    timeline: &Timeline,
+) -> Result<(ExitReason, String), Failure> {
+    let loaded = preload
+        .map(|directory| Loaded::load(&directory, timeline))
+        .transpose()?;
+    if loaded.is_some() {
+        channel.tell(&Event::Loaded);
+    }
+    let json = channel
+        .read_config()
+        .map_err(|err| Failure::Config(format!("Failed to read the VM configuration: {err}")))?;
+    if json.is_empty() && loaded.is_some() {
+        return Ok((ExitReason::Shutdown, "nobody needed the VM".into()));
+    }
+    let config = VmConfig::from_json(&json).map_err(|err| Failure::Config(chain(&err)))?;
+    timeline.reached("configured");
+    run_vm(&config, loaded, lifeline, channel, timeline).map_err(Failure::Vm)
 }
 
 fn run_vm(
     config: &VmConfig,
+    loaded: Option<Loaded>,
     lifeline: Option<OwnedFd>,
+    channel: &mut Channel,
     timeline: &Timeline,
 ) -> Result<(ExitReason, String), Box<dyn Error>> {
     host_limits();
@@ -133,7 +194,7 @@ fn run_vm(
     })?;
     let profile = config.profile.as_deref().map(File::create).transpose()?;
     let system_map = builder::system_map(config);
-    let built = builder::build(config, &end, timeline)?;
+    let built = builder::build(config, loaded, &end, timeline)?;
     let mut running = Running {
         built,
         config,
@@ -144,6 +205,9 @@ fn run_vm(
     if !config.start_paused {
         running.resume();
     }
+    channel.tell(&Event::Running {
+        phases: timeline.phases(),
+    });
     let why = running.run(&listener, lifeline)?;
     running.built.vcpus.pause();
     if let (Some(samples), Some(mut file)) = (running.built.vcpus.profile(), profile) {
@@ -168,16 +232,4 @@ fn host_limits() {
         log::warn!("Failed to raise the limit of open files: {err}");
     }
     umask(rustix::fs::Mode::empty());
-}
-
-/// An error and its sources in one line.
-fn chain(err: &dyn Error) -> String {
-    let mut message = err.to_string();
-    let mut source = err.source();
-    while let Some(err) = source {
-        message.push_str(": ");
-        message.push_str(&err.to_string());
-        source = err.source();
-    }
-    message
 }

@@ -12,12 +12,16 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    path::{Path, PathBuf},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Component, Path, PathBuf},
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, mkdirat, openat},
+    fs::{
+        CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, ftruncate, mkdirat, openat,
+        openat2,
+    },
+    io::Errno,
     mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
         OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
@@ -27,7 +31,7 @@ use rustix::{
     thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities},
 };
 
-use crate::config::{ShareConfig, ShareSource};
+use crate::config::{ShareConfig, ShareSource, SharedFile};
 
 /// Failure to confine the process.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,14 @@ pub enum SandboxError {
     Step {
         /// What was attempted.
         step: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The files that a share is to hold cannot be written.
+    #[error("Failed to write the files that share {tag:?} is to hold")]
+    Fill {
+        /// Its tag.
+        tag: String,
         /// Why.
         source: io::Error,
     },
@@ -52,7 +64,7 @@ pub enum SandboxError {
     },
 }
 
-fn step(step: &'static str) -> impl FnOnce(rustix::io::Errno) -> SandboxError {
+fn step(step: &'static str) -> impl FnOnce(Errno) -> SandboxError {
     move |source| SandboxError::Step {
         step,
         source: source.into(),
@@ -124,10 +136,16 @@ fn assemble(
             .and_then(|()| attach(directory.as_fd(), base.as_fd(), relative))
             .map_err(step("mount a directory that is kept"))?;
     }
-    for (index, root) in roots.iter().enumerate() {
+    for (index, (root, config)) in roots.iter().zip(shares).enumerate() {
         let path = share(index);
         place(root, base.as_fd(), path.strip_prefix("/").unwrap_or(&path))
             .map_err(step("mount a share"))?;
+        if let ShareRoot::Mount(mount) = root {
+            fill(config, mount.as_fd()).map_err(|source| SandboxError::Fill {
+                tag: config.tag.clone(),
+                source: source.into(),
+            })?;
+        }
     }
     set_read_only(base.as_fd(), false).map_err(step("make the root file system read-only"))
 }
@@ -163,8 +181,8 @@ fn drop_capabilities() -> Result<(), SandboxError> {
 /// Root of a share, before it has its place.
 enum ShareRoot {
     Mount(OwnedFd),
-    /// A file, to be mounted on this name in a directory of its own.
-    File(OwnedFd, String),
+    /// Files and directories, to be mounted on these names in a directory of its own.
+    Collection(Vec<(String, OwnedFd)>),
 }
 
 fn share_root(share: &ShareConfig) -> Result<ShareRoot, SandboxError> {
@@ -176,9 +194,9 @@ fn share_root(share: &ShareConfig) -> Result<ShareRoot, SandboxError> {
             source: source.into(),
         }
     };
-    let bind = |path: &Path| {
+    let bind = |path: &Path, read_only: bool| {
         clone_mount(path, true).and_then(|mount| {
-            if share.read_only {
+            if read_only {
                 set_read_only(mount.as_fd(), true)?;
             }
             Ok(mount)
@@ -187,17 +205,23 @@ fn share_root(share: &ShareConfig) -> Result<ShareRoot, SandboxError> {
     match &share.source {
         ShareSource::Directory(path) => {
             openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
-                .and_then(|_| bind(path))
+                .and_then(|_| bind(path, share.read_only))
                 .map(ShareRoot::Mount)
                 .map_err(failed(path))
         }
-        ShareSource::File { path, name } => bind(path)
-            .map(|mount| ShareRoot::File(mount, name.clone()))
-            .map_err(failed(path)),
+        ShareSource::Collection(entries) => entries
+            .iter()
+            .map(|entry| {
+                bind(&entry.path, share.read_only || entry.read_only)
+                    .map(|mount| (entry.name.clone(), mount))
+                    .map_err(failed(&entry.path))
+            })
+            .collect::<Result<_, _>>()
+            .map(ShareRoot::Collection),
         // Overlayfs does not take a single layer and nothing to write to; nor is there a need.
         ShareSource::Overlay {
             lower, upper: None, ..
-        } if lower.len() == 1 => bind(&lower[0])
+        } if lower.len() == 1 => bind(&lower[0], true)
             .map(ShareRoot::Mount)
             .map_err(failed(&lower[0])),
         ShareSource::Overlay { lower, upper, work } => {
@@ -213,13 +237,98 @@ fn place(root: &ShareRoot, base: impl AsFd, path: &Path) -> rustix::io::Result<(
     make_directories(base.as_fd(), path)?;
     match root {
         ShareRoot::Mount(mount) => attach(mount.as_fd(), base, path),
-        ShareRoot::File(mount, name) => {
+        ShareRoot::Collection(entries) => entries.iter().try_for_each(|(name, mount)| {
             let path = path.join(name);
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            openat(&base, &path, flags, Mode::RUSR)?;
-            attach(mount.as_fd(), base, &path)
+            if FileType::from_raw_mode(fstat(mount)?.st_mode) == FileType::Directory {
+                mkdirat(&base, &path, Mode::RUSR | Mode::XUSR)?;
+            } else {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+                openat(&base, &path, flags, Mode::RUSR)?;
+            }
+            attach(mount.as_fd(), base.as_fd(), &path)
+        }),
+    }
+}
+
+/// Puts what the configuration asks for into a share, before a guest can race with us. The share
+/// may come from a hostile image: nothing resolves to a place outside of it, and nothing blocks.
+/// Where the image has something else already, it keeps it.
+fn fill(share: &ShareConfig, root: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let directories = share
+        .directories
+        .iter()
+        .map(|path| (path, open_or_make(root, path).map(drop)));
+    let files = share
+        .files
+        .iter()
+        .map(|file| (&file.path, write_file(root, file)));
+    for (path, done) in directories.chain(files) {
+        match done {
+            Err(
+                why @ (Errno::EXIST
+                | Errno::ISDIR
+                | Errno::LOOP
+                | Errno::NOTDIR
+                | Errno::NXIO
+                | Errno::INVAL),
+            ) => log::warn!(
+                "Left {} of share {:?} alone: {why}",
+                path.display(),
+                share.tag
+            ),
+            done => done?,
         }
     }
+    Ok(())
+}
+
+fn write_file(root: BorrowedFd<'_>, file: &SharedFile) -> rustix::io::Result<()> {
+    open_or_make(root, file.path.parent().unwrap_or(Path::new("/")))?;
+    let mode = Mode::from_raw_mode(file.mode);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = openat2(root, &file.path, flags, mode, IN_ROOT)?;
+    if FileType::from_raw_mode(fstat(&opened)?.st_mode) != FileType::RegularFile {
+        return Err(Errno::INVAL);
+    }
+    ftruncate(&opened, 0)?;
+    fchmod(&opened, mode)?;
+    let mut content = file.content.as_bytes();
+    while !content.is_empty() {
+        let written = rustix::io::write(&opened, content)?;
+        content = &content[written..];
+    }
+    Ok(())
+}
+
+/// The root of the share stays the root of every path in it, as in `chroot(2)`.
+const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
+
+/// Opens a directory of a share, with those on its way made if they are missing.
+fn open_or_make(root: BorrowedFd<'_>, path: &Path) -> rustix::io::Result<OwnedFd> {
+    let open = |path: &Path| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat2(root, path, flags, Mode::empty(), IN_ROOT)
+    };
+    match open(path) {
+        Err(Errno::NOENT) => {}
+        opened => return opened,
+    }
+    let mut made = PathBuf::from("/");
+    let mut directory = open(&made)?;
+    for part in path.components() {
+        let Component::Normal(name) = part else {
+            continue;
+        };
+        made.push(name);
+        directory = match open(&made) {
+            Err(Errno::NOENT) => {
+                mkdirat(&directory, name, Mode::from_raw_mode(0o755))?;
+                open(&made)?
+            }
+            opened => opened?,
+        };
+    }
+    Ok(directory)
 }
 
 fn tmpfs() -> rustix::io::Result<OwnedFd> {
@@ -266,7 +375,7 @@ fn overlay(
     };
     // Linux 6.5 learned "lowerdir+"; before, the whole list is one string of at most 255 bytes.
     match configure(true) {
-        Err(rustix::io::Errno::INVAL) => configure(false),
+        Err(Errno::INVAL) => configure(false),
         done => done,
     }
 }
@@ -321,10 +430,7 @@ fn set_read_only(mount: impl AsFd, recursive: bool) -> rustix::io::Result<()> {
     if result == 0 {
         Ok(())
     } else {
-        Err(
-            rustix::io::Errno::from_io_error(&io::Error::last_os_error())
-                .unwrap_or(rustix::io::Errno::INVAL),
-        )
+        Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL))
     }
 }
 
@@ -333,7 +439,7 @@ fn make_directories(base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
     for part in path {
         made.push(part);
         match mkdirat(&base, &made, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Ok(()) | Err(Errno::EXIST) => {}
             Err(err) => return Err(err),
         }
     }
@@ -345,12 +451,16 @@ mod tests {
     use std::{fs, thread};
 
     use super::*;
+    use crate::config::CollectionEntry;
 
     fn share(tag: &str, source: ShareSource, read_only: bool) -> ShareConfig {
         ShareConfig {
             tag: tag.into(),
             source,
             read_only,
+            exclusive: false,
+            files: Vec::new(),
+            directories: Vec::new(),
         }
     }
 
@@ -419,11 +529,12 @@ mod tests {
             share("a", ShareSource::Directory(directory), true),
             share(
                 "b",
-                ShareSource::File {
-                    path: file,
+                ShareSource::Collection(vec![CollectionEntry {
                     name: "name".into(),
-                },
-                true,
+                    path: file,
+                    read_only: true,
+                }]),
+                false,
             ),
         ];
         enter(host.path(), shares, || {
@@ -483,6 +594,39 @@ mod tests {
         if rustix::process::geteuid().is_root() {
             assert_eq!(fs::read_to_string(path("upper/one")).unwrap(), "changed");
             assert_eq!(fs::read_to_string(path("base/one")).unwrap(), "base");
+        }
+    }
+
+    #[test]
+    fn files_and_directories_are_put_into_a_share_and_never_beside_it() {
+        let host = tempfile::tempdir().unwrap();
+        let path = |name: &str| host.path().join(name);
+        fs::create_dir_all(path("share/real")).unwrap();
+        fs::create_dir(path("outside")).unwrap();
+        // A hostile image.
+        std::os::unix::fs::symlink(path("outside"), path("share/etc")).unwrap();
+        std::os::unix::fs::symlink("../../../real", path("share/up")).unwrap();
+        let fifo = path("share/real/fifo");
+        rustix::fs::mknodat(CWD, fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let file = |path: &str| SharedFile {
+            path: path.into(),
+            content: "box\n".into(),
+            mode: 0o640,
+        };
+        let shared = ShareConfig {
+            files: ["/etc/hostname", "/up/fifo", "/up/file", "/new/a/b"]
+                .map(file)
+                .to_vec(),
+            directories: vec!["/proc".into(), "/real".into()],
+            ..share("a", ShareSource::Directory(path("share")), false)
+        };
+        enter(host.path(), vec![shared], || {});
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(fs::read_dir(path("outside")).unwrap().count(), 0);
+            let read = |name: &str| fs::read_to_string(path(name)).unwrap();
+            assert_eq!(read("share/real/file"), "box\n");
+            assert_eq!(read("share/new/a/b"), "box\n");
+            assert!(path("share/proc").is_dir());
         }
     }
 

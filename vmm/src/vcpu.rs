@@ -1,7 +1,8 @@
 //! vCPUs and their threads.
 //!
-//! A vCPU thread begins paused, so that a booted VM and (later) a restored one meet at the same
-//! point. It handles its exits itself; nobody else touches the vCPU while it runs.
+//! A vCPU thread begins paused, so that a booted VM and a restored one meet at the same point. It
+//! handles its exits itself; nobody else touches the vCPU while it runs, and while it is paused
+//! its state can be saved.
 
 use std::{
     fmt::Write as _,
@@ -15,13 +16,18 @@ use std::{
     time::Duration,
 };
 
-use kvm_bindings::{KVM_MP_STATE_RUNNABLE, Msrs, kvm_fpu, kvm_lapic_state, kvm_msr_entry};
+use kvm_bindings::{
+    CpuId, KVM_MP_STATE_RUNNABLE, Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_lapic_state, kvm_msr_entry,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::{
-    arch::{cpuid, long_mode},
+    arch::{
+        cpuid, long_mode,
+        vcpu_state::{self, StateError, VcpuState},
+    },
     end::End,
     exit::ExitReason,
     ports::Ports,
@@ -57,6 +63,14 @@ pub enum VcpuError {
         /// Why.
         source: kvm_ioctls::Error,
     },
+    /// Its state could not be saved or restored.
+    #[error("Failed to save or restore vCPU {id}")]
+    State {
+        /// Number of the vCPU.
+        id: u8,
+        /// Why.
+        source: StateError,
+    },
     /// The signal that interrupts vCPUs could not be set up.
     #[error("Failed to install the handler of the signal that interrupts vCPUs")]
     Signal(#[source] vmm_sys_util::errno::Error),
@@ -74,6 +88,7 @@ pub enum VcpuError {
 pub struct Vcpu {
     id: u8,
     fd: VcpuFd,
+    cpuid: CpuId,
 }
 
 impl Vcpu {
@@ -92,7 +107,25 @@ impl Vcpu {
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         cpuid::adapt(&mut cpuid, id, vcpus);
         fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
-        Ok(Self { id, fd })
+        Ok(Self { id, fd, cpuid })
+    }
+
+    /// What CPUID says to the guest on this vCPU.
+    #[must_use]
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        self.cpuid.as_slice()
+    }
+
+    /// Lets the vCPU go on where another one with the same CPUID stood still.
+    ///
+    /// # Errors
+    ///
+    /// KVM refuses.
+    pub fn restore(&self, state: &VcpuState) -> Result<(), VcpuError> {
+        vcpu_state::restore(&self.fd, state).map_err(|source| VcpuError::State {
+            id: self.id,
+            source,
+        })
     }
 
     /// Puts the vCPU at the 64-bit entry point of a kernel.
@@ -167,6 +200,15 @@ impl Vcpu {
             .map_err(failed("KVM_SET_MP_STATE"))
     }
 
+    /// Lets KVM finish what the last exit began, without running the guest: the answer to an MMIO
+    /// read reaches its register only now.
+    fn complete_exit(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // It returns at once, with EINTR.
+        let _ = self.fd.run();
+        self.fd.set_kvm_immediate_exit(0);
+    }
+
     /// The vCPU's descriptor, for who must run it before its thread does.
     pub fn fd(&mut self) -> &mut VcpuFd {
         &mut self.fd
@@ -203,6 +245,8 @@ enum Command {
 struct Shared {
     command: Mutex<(Command, usize)>,
     changed: Condvar,
+    /// Each is locked by its thread while it runs.
+    vcpus: Vec<Mutex<Vcpu>>,
     /// Set while `command` is not `Run`, so that a running thread need not take the lock.
     attention: AtomicBool,
     exits: AtomicU64,
@@ -243,6 +287,7 @@ impl Vcpus {
         let shared = Arc::new(Shared {
             command: Mutex::new((Command::Pause, 0)),
             changed: Condvar::new(),
+            vcpus: vcpus.into_iter().map(Mutex::new).collect(),
             attention: AtomicBool::new(true),
             exits: AtomicU64::new(0),
             buses,
@@ -253,12 +298,11 @@ impl Vcpus {
             shared,
             threads: Vec::new(),
         };
-        for vcpu in vcpus {
-            let id = vcpu.id;
+        for id in 0..u8::try_from(started.shared.vcpus.len()).unwrap_or(u8::MAX) {
             let shared = Arc::clone(&started.shared);
             let thread = thread::Builder::new()
                 .name(format!("vcpu{id}"))
-                .spawn(move || run(vcpu, &shared))
+                .spawn(move || run(&shared.vcpus[usize::from(id)], &shared))
                 .map_err(|source| VcpuError::Thread { id, source })?;
             started.threads.push(thread);
         }
@@ -294,6 +338,29 @@ impl Vcpus {
             let wait = self.shared.changed.wait_timeout(command, KICK_INTERVAL);
             command = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// The state of all vCPUs, which must be paused.
+    ///
+    /// # Errors
+    ///
+    /// KVM refuses.
+    pub fn save(&self, kvm: &Kvm) -> Result<Vec<VcpuState>, VcpuError> {
+        let save = |vcpu: &Mutex<Vcpu>| {
+            let mut vcpu = lock(vcpu);
+            vcpu.complete_exit();
+            vcpu_state::save(kvm, &vcpu.fd, vcpu.cpuid()).map_err(|source| VcpuError::State {
+                id: vcpu.id,
+                source,
+            })
+        };
+        self.shared.vcpus.iter().map(save).collect()
+    }
+
+    /// What the vCPUs reach through exits.
+    #[must_use]
+    pub fn buses(&self) -> &Buses {
+        &self.shared.buses
     }
 
     /// Exits of all vCPUs to the VMM so far.
@@ -338,20 +405,21 @@ fn kick_signal() -> c_int {
     SIGRTMIN()
 }
 
-fn run(mut vcpu: Vcpu, shared: &Shared) {
-    loop {
-        if shared.attention.load(Ordering::SeqCst) && !wait_for_run(shared) {
-            return;
-        }
-        match step(&mut vcpu, shared) {
-            Ok(()) => {}
-            Err((reason, message)) => {
+fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn run(vcpu: &Mutex<Vcpu>, shared: &Shared) {
+    while wait_for_run(shared) {
+        let mut vcpu = lock(vcpu);
+        while !shared.attention.load(Ordering::SeqCst) {
+            if let Err((reason, message)) = step(&mut vcpu, shared) {
                 shared.end.set(reason, message);
                 return;
             }
-        }
-        if shared.end.reason().is_some() {
-            return;
+            if shared.end.reason().is_some() {
+                return;
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
 };
@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::{
     arch::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SIZE},
     devices::{ActivationContext, Interrupt, VirtQueue, VirtioDevice},
+    snapshot::{DeviceState, QueuePosition, TransportState},
 };
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
@@ -42,6 +43,12 @@ pub enum TransportError {
     /// The device asks for a queue size that virtio does not know.
     #[error("A virtio device has a queue of {0} entries")]
     QueueSize(u16),
+    /// The saved state is of another device.
+    #[error("The saved state of virtio device {0} does not fit the device in its place")]
+    Misfit(u32),
+    /// The saved state of a queue is none.
+    #[error("The saved state of a virtqueue is invalid")]
+    Queue(#[source] virtio_queue::Error),
 }
 
 /// The interrupt of a device: a status register and an event that KVM turns into an interrupt.
@@ -76,6 +83,8 @@ pub struct VirtioMmio {
     driver_features: u64,
     queue_select: u32,
     active: bool,
+    /// Where the queues stood when the device was suspended: it is to be resumed.
+    suspended: Option<Vec<QueueState>>,
 }
 
 impl VirtioMmio {
@@ -110,7 +119,100 @@ impl VirtioMmio {
             driver_features: 0,
             queue_select: 0,
             active: false,
+            suspended: None,
         })
+    }
+
+    /// The registers of `device` as they were when `state` was taken of another like it. It stands
+    /// still until [`VirtioMmio::resume`].
+    ///
+    /// # Errors
+    ///
+    /// The state is of another device, or the host has no more event descriptors.
+    pub fn restore(
+        device: Box<dyn VirtioDevice>,
+        memory: GuestMemoryMmap,
+        state: &DeviceState,
+    ) -> Result<Self, TransportError> {
+        let mut restored = Self::new(device, memory)?;
+        let transport = &state.transport;
+        let sizes = restored.queues.iter().map(Queue::max_size);
+        let saved: Vec<QueueState> = transport.queues.iter().map(|q| (*q).into()).collect();
+        if restored.device.device_type() != state.device_type
+            || restored.device.identity() != state.identity
+            || !sizes.eq(saved.iter().map(|queue| queue.max_size))
+            || transport.driver_features & !restored.features() != 0
+        {
+            return Err(TransportError::Misfit(state.device_type));
+        }
+        for (queue, saved) in restored.queues.iter_mut().zip(saved) {
+            *queue = Queue::try_from(saved).map_err(TransportError::Queue)?;
+        }
+        restored.status = transport.status;
+        restored.device_features_select = transport.device_features_select;
+        restored.driver_features_select = transport.driver_features_select;
+        restored.driver_features = transport.driver_features;
+        restored.queue_select = transport.queue_select;
+        let interrupts = transport.interrupt_status;
+        restored
+            .interrupt
+            .status
+            .store(interrupts, Ordering::SeqCst);
+        restored.suspended = transport
+            .active
+            .as_ref()
+            .map(|active| active.iter().map(|queue| (*queue).into()).collect());
+        Ok(restored)
+    }
+
+    /// Stops the device where it stands and tells all there is to know of it. vCPUs must be
+    /// paused.
+    pub fn suspend(&mut self) -> DeviceState {
+        if self.active {
+            self.suspended = self.device.suspend();
+            self.active = false;
+            if self.suspended.is_none() {
+                self.fail("its worker died");
+            }
+        }
+        let positions = |states: Vec<QueueState>| -> Vec<QueuePosition> {
+            states.into_iter().map(Into::into).collect()
+        };
+        DeviceState {
+            device_type: self.device.device_type(),
+            identity: self.device.identity().to_vec(),
+            transport: TransportState {
+                status: self.status,
+                device_features_select: self.device_features_select,
+                driver_features_select: self.driver_features_select,
+                driver_features: self.driver_features,
+                queue_select: self.queue_select,
+                interrupt_status: self.interrupt.status.load(Ordering::SeqCst),
+                queues: positions(self.queues.iter().map(|queue| queue.state()).collect()),
+                active: self.suspended.clone().map(positions),
+            },
+        }
+    }
+
+    /// Lets a suspended or restored device go on. What the driver has put into its queues
+    /// meanwhile is taken up, and an interrupt that it may not have seen is repeated.
+    pub fn resume(&mut self) {
+        let Some(queues) = self.suspended.take() else {
+            return;
+        };
+        match self.try_activate(queues, true) {
+            Ok(()) => self.active = true,
+            Err(message) => {
+                self.fail(&message);
+                return;
+            }
+        }
+        for kick in &self.kicks {
+            let _ = kick.write(1);
+        }
+        if self.interrupt.status.load(Ordering::SeqCst) != 0 {
+            let _ = self.interrupt.trigger(0);
+        }
     }
 
     /// Lets KVM turn the device's event into interrupt `gsi`, and the guest's writes to the
@@ -257,29 +359,33 @@ impl VirtioMmio {
     }
 
     fn activate(&mut self) {
-        match self.try_activate() {
+        // The transport's own queues stay as the driver configured them.
+        let queues = self.queues.iter().map(|queue| queue.state()).collect();
+        match self.try_activate(queues, false) {
             Ok(()) => self.active = true,
-            Err(message) => {
-                log::warn!("virtio device {}: {message}", self.device.device_type());
-                self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-                let _ = self.interrupt.trigger(VIRTIO_MMIO_INT_CONFIG);
-            }
+            Err(message) => self.fail(&message),
         }
     }
 
-    fn try_activate(&mut self) -> Result<(), String> {
+    /// The device cannot go on: the driver has to reset it.
+    fn fail(&mut self, why: &str) {
+        log::warn!("virtio device {}: {why}", self.device.device_type());
+        self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        let _ = self.interrupt.trigger(VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    fn try_activate(&mut self, states: Vec<QueueState>, resumed: bool) -> Result<(), String> {
         let event_idx = self.driver_features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let mut queues = Vec::new();
-        for (source, kick) in self.queues.iter().zip(&self.kicks) {
-            if !source.is_valid(&self.memory) {
-                return Err("the driver left a queue unconfigured or outside of memory".into());
-            }
-            // The transport's own queue stays as the driver configured it.
+        for (state, kick) in states.into_iter().zip(&self.kicks) {
             let state = QueueState {
                 event_idx_enabled: event_idx,
-                ..source.state()
+                ..state
             };
             let queue = Queue::try_from(state).map_err(|err| err.to_string())?;
+            if !queue.is_valid(&self.memory) {
+                return Err("the driver left a queue unconfigured or outside of memory".into());
+            }
             let kick = kick.try_clone().map_err(|err| err.to_string())?;
             queues.push(VirtQueue { queue, kick });
         }
@@ -288,6 +394,7 @@ impl VirtioMmio {
             features: self.driver_features,
             queues,
             interrupt: Arc::clone(&self.interrupt) as Arc<dyn Interrupt>,
+            resumed,
         };
         self.device.activate(context).map_err(|err| err.to_string())
     }
@@ -297,6 +404,7 @@ impl VirtioMmio {
             self.device.reset();
             self.active = false;
         }
+        self.suspended = None;
         for queue in &mut self.queues {
             queue.reset();
         }
@@ -327,6 +435,21 @@ impl VirtioMmioBus {
         self.devices.push(Mutex::new(device));
     }
 
+    /// Stops all devices; vCPUs must be paused.
+    pub fn suspend(&self) -> Vec<DeviceState> {
+        self.devices
+            .iter()
+            .map(|device| lock(device).suspend())
+            .collect()
+    }
+
+    /// Lets all devices go on.
+    pub fn resume(&self) {
+        for device in &self.devices {
+            lock(device).resume();
+        }
+    }
+
     /// Number of devices.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -343,10 +466,7 @@ impl VirtioMmioBus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         match self.at(address) {
             Some((device, offset)) => {
-                device
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .read(offset, data);
+                lock(device).read(offset, data);
             }
             None => data.fill(0xff),
         }
@@ -355,10 +475,7 @@ impl VirtioMmioBus {
     /// The guest wrote to `address`.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((device, offset)) = self.at(address) {
-            device
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .write(offset, data);
+            lock(device).write(offset, data);
         }
     }
 
@@ -369,6 +486,10 @@ impl VirtioMmioBus {
             .get(usize::try_from(offset / VIRTIO_MMIO_SIZE).ok()?)?;
         Some((device, offset % VIRTIO_MMIO_SIZE))
     }
+}
+
+fn lock(device: &Mutex<VirtioMmio>) -> MutexGuard<'_, VirtioMmio> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the registers of device `index` begin.
@@ -394,157 +515,4 @@ fn high(value: u64) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use vm_memory::GuestAddress;
-
-    use super::*;
-    use crate::devices::ActivateError;
-
-    const FEATURE: u64 = 1 << 5;
-    const READY: u32 = VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK;
-
-    /// A device that says what happens to it.
-    struct Recorder {
-        log: Arc<Mutex<Vec<String>>>,
-    }
-
-    impl VirtioDevice for Recorder {
-        fn device_type(&self) -> u32 {
-            42
-        }
-
-        fn queue_sizes(&self) -> &[u16] {
-            &[16, 8]
-        }
-
-        fn features(&self) -> u64 {
-            FEATURE
-        }
-
-        fn read_config(&self, offset: u64, data: &mut [u8]) {
-            crate::devices::read_config_space(b"config", offset, data);
-        }
-
-        fn activate(&mut self, context: ActivationContext) -> Result<(), ActivateError> {
-            let sizes: Vec<_> = context
-                .queues
-                .iter()
-                .map(|queue| queue.queue.size())
-                .collect();
-            self.log.lock().unwrap().push(format!("activate {sizes:?}"));
-            Ok(())
-        }
-
-        fn reset(&mut self) {
-            self.log.lock().unwrap().push("reset".into());
-        }
-    }
-
-    fn device() -> (VirtioMmio, Arc<Mutex<Vec<String>>>) {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let device = Box::new(Recorder {
-            log: Arc::clone(&log),
-        });
-        (VirtioMmio::new(device, memory).unwrap(), log)
-    }
-
-    fn get(device: &VirtioMmio, register: u32) -> u32 {
-        let mut data = [0; 4];
-        device.read(register.into(), &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn set(device: &mut VirtioMmio, register: u32, value: u32) {
-        device.write(register.into(), &value.to_le_bytes());
-    }
-
-    fn negotiate(device: &mut VirtioMmio, features: u64) {
-        for (select, value) in [(0, low(features)), (1, high(features))] {
-            set(device, VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
-            set(device, VIRTIO_MMIO_DRIVER_FEATURES, value);
-        }
-        set(device, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_FEATURES_OK);
-    }
-
-    fn set_up_queues(device: &mut VirtioMmio) {
-        for (index, size, at) in [(0, 8, 0x1000), (1, 8, 0x4000)] {
-            set(device, VIRTIO_MMIO_QUEUE_SEL, index);
-            set(device, VIRTIO_MMIO_QUEUE_NUM, size);
-            set(device, VIRTIO_MMIO_QUEUE_DESC_LOW, at);
-            set(device, VIRTIO_MMIO_QUEUE_AVAIL_LOW, at + 0x1000);
-            set(device, VIRTIO_MMIO_QUEUE_USED_LOW, at + 0x2000);
-            set(device, VIRTIO_MMIO_QUEUE_READY, 1);
-        }
-    }
-
-    #[test]
-    fn a_driver_finds_the_device_and_activates_it_once() {
-        let (mut device, log) = device();
-        assert_eq!(get(&device, VIRTIO_MMIO_MAGIC_VALUE), 0x7472_6976);
-        assert_eq!(get(&device, VIRTIO_MMIO_DEVICE_ID), 42);
-        negotiate(&mut device, FEATURE | 1 << VIRTIO_F_VERSION_1);
-        set_up_queues(&mut device);
-        set(&mut device, VIRTIO_MMIO_STATUS, READY);
-        set(&mut device, VIRTIO_MMIO_STATUS, READY);
-        assert_eq!(*log.lock().unwrap(), ["activate [8, 8]"]);
-        set(&mut device, VIRTIO_MMIO_STATUS, 0);
-        assert_eq!(*log.lock().unwrap(), ["activate [8, 8]", "reset"]);
-        assert_eq!(get(&device, VIRTIO_MMIO_STATUS), 0);
-    }
-
-    #[test]
-    fn features_that_were_not_offered_are_refused() {
-        for features in [FEATURE, 1 << 6 | 1 << VIRTIO_F_VERSION_1] {
-            let (mut device, _) = device();
-            negotiate(&mut device, features);
-            assert_eq!(
-                get(&device, VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_FEATURES_OK,
-                0
-            );
-        }
-    }
-
-    #[test]
-    fn queues_outside_of_memory_ask_for_a_reset() {
-        let (mut device, log) = device();
-        negotiate(&mut device, 1 << VIRTIO_F_VERSION_1);
-        set_up_queues(&mut device);
-        set(&mut device, VIRTIO_MMIO_QUEUE_USED_HIGH, 1);
-        set(&mut device, VIRTIO_MMIO_STATUS, READY);
-        assert!(log.lock().unwrap().is_empty());
-        let status = get(&device, VIRTIO_MMIO_STATUS);
-        assert_eq!(
-            status & VIRTIO_CONFIG_S_NEEDS_RESET,
-            VIRTIO_CONFIG_S_NEEDS_RESET
-        );
-        assert_eq!(
-            get(&device, VIRTIO_MMIO_INTERRUPT_STATUS),
-            VIRTIO_MMIO_INT_CONFIG
-        );
-        set(
-            &mut device,
-            VIRTIO_MMIO_INTERRUPT_ACK,
-            VIRTIO_MMIO_INT_CONFIG,
-        );
-        assert_eq!(get(&device, VIRTIO_MMIO_INTERRUPT_STATUS), 0);
-    }
-
-    #[test]
-    fn odd_accesses_harm_nothing() {
-        let (mut device, _) = device();
-        for size in [0, 1, 2, 3, 8] {
-            for offset in [0, 3, 0x34, 0x50, 0xfc, 0x100, 0x105, 0x106, 0xfff, u64::MAX] {
-                device.write(offset, &vec![0xff; size]);
-                device.read(offset, &mut vec![0; size]);
-            }
-        }
-        set(&mut device, VIRTIO_MMIO_QUEUE_SEL, u32::MAX);
-        assert_eq!(get(&device, VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
-        set(&mut device, VIRTIO_MMIO_QUEUE_NUM, 3);
-        set(&mut device, VIRTIO_MMIO_QUEUE_NOTIFY, 77);
-        let mut config = [0; 4];
-        device.read(0x104, &mut config);
-        assert_eq!(config, *b"ig\0\0");
-    }
-}
+mod tests;

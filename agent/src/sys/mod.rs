@@ -255,6 +255,15 @@ pub(crate) fn restore_sigpipe() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Gives the signals of a terminal their default action back. A shell ignores them for its jobs in
+/// the background, and whoever such a job starts inherits that.
+pub(crate) fn restore_terminal_signals() {
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: SIG_DFL installs no handler, and both are valid signals.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// A namespace of a process, by the request for it in linux/pidfd.h (Linux 6.11).
 pub(crate) fn namespace(pidfd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<OwnedFd> {
     // SAFETY: these requests take no memory; the result is a new descriptor that nobody else owns.

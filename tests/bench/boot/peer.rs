@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tests::Built;
 use vmm::{
     api::HostKind,
-    config::{self, BootConfig, VmConfig},
+    config::{self, BootConfig, Origin, VmConfig},
     exit::ExitReason,
 };
 
@@ -146,17 +146,19 @@ fn vmm_config(guest: &Guest, dir: &Path) -> VmConfig {
         name: "bench-boot".into(),
         vcpus: 1,
         memory: guest.memory,
-        boot: BootConfig {
+        origin: Origin::Boot(BootConfig {
             kernel: guest.kernel.clone(),
             initramfs: Some(guest.initramfs.clone()),
             cmdline: guest.cmdline.clone(),
-        },
+        }),
         control: dir.join("control"),
         vsock: None,
         shares: Vec::new(),
         console: None,
         start_paused: false,
         profile: None,
+        symbols: None,
+        snapshot: None,
     }
 }
 

@@ -21,6 +21,7 @@ mod session;
 mod signals;
 mod spec;
 mod table;
+mod template;
 mod terminal;
 mod timeline;
 mod translate;

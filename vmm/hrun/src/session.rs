@@ -293,6 +293,9 @@ fn attend(
             if !events.is_empty() {
                 proxy.answered();
             }
+            if let Some(hello) = control.hello() {
+                timeline.note_guest(hello);
+            }
             for event in events {
                 progress.handle(event, timeline)?;
             }

@@ -4,9 +4,12 @@
 use agent_protocol::Rlimit;
 use image::oci_spec::image::Config;
 
-use crate::options::{
-    env::{self, EnvEdit},
-    volume::Volume,
+use crate::{
+    options::{
+        env::{self, EnvEdit},
+        volume::Volume,
+    },
+    template::Class,
 };
 
 /// What docker gives a process when nobody says otherwise.
@@ -39,6 +42,16 @@ pub(crate) struct RunOptions {
     pub(crate) cpus: u8,
     pub(crate) interactive: bool,
     pub(crate) tty: bool,
+}
+
+impl RunOptions {
+    /// What its VM is to offer.
+    pub(crate) fn class(&self) -> Class {
+        Class {
+            cpus: self.cpus,
+            memory: self.memory,
+        }
+    }
 }
 
 /// What runs in the container.

@@ -16,6 +16,16 @@ pub(crate) struct Timeline {
     start: Instant,
     moments: Mutex<Vec<Moment>>,
     guest: OnceLock<Guest>,
+    way: OnceLock<Way>,
+}
+
+/// How the container came to its VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Way {
+    /// `pool`, `template` or `boot`.
+    name: &'static str,
+    /// Why it was this one.
+    why: String,
 }
 
 /// What the guest says about itself: the truth about what was asked for.
@@ -54,7 +64,16 @@ impl Timeline {
             start: Instant::now(),
             moments: Mutex::default(),
             guest: OnceLock::new(),
+            way: OnceLock::new(),
         }
+    }
+
+    /// Notes how the container came to its VM, and why.
+    pub(crate) fn note_way(&self, name: &'static str, why: impl Into<String>) {
+        self.way.get_or_init(|| Way {
+            name,
+            why: why.into(),
+        });
     }
 
     /// Notes what the guest says about itself.
@@ -123,6 +142,9 @@ impl Timeline {
             })
             .collect();
         let mut table = table::render(&["   AT (ms)", " STEP (ms)", "BY", "WHAT"], &rows);
+        if let Some(way) = self.way.get() {
+            table.push_str(&format!("VM by {} ({})\n", way.name, way.why));
+        }
         if let Some(guest) = self.guest.get() {
             table.push_str(&format!(
                 "guest: Linux {}, {} CPUs, {} KiB of memory\n",
@@ -136,7 +158,12 @@ impl Timeline {
 
     /// One line of JSON.
     pub(crate) fn json(&self) -> String {
-        serde_json::json!({ "guest": self.guest.get(), "timeline": self.moments() }).to_string()
+        serde_json::json!({
+            "way": self.way.get(),
+            "guest": self.guest.get(),
+            "timeline": self.moments(),
+        })
+        .to_string()
     }
 }
 
@@ -178,7 +205,7 @@ mod tests {
         timeline.mark_at(By::Vmm, "running", 7);
         assert_eq!(
             timeline.json(),
-            r#"{"guest":null,"timeline":[{"at_us":7,"by":"vmm","name":"running"}]}"#
+            r#"{"guest":null,"timeline":[{"at_us":7,"by":"vmm","name":"running"}],"way":null}"#
         );
     }
 }

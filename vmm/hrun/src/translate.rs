@@ -2,24 +2,28 @@
 //! and requests to the agent.
 
 use std::{
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use agent_protocol::{
-    Action, Container, ContainerId, File, Mount, Personality, ProcessId, Source, Stdio,
+    Action, Container, ContainerId, Mount, Personality, ProcessId, Source, Stdio,
 };
 use rustix::{
     io::Errno,
     rand::{GetRandomFlags, getrandom},
 };
-use vmm::config::{self, BootConfig, ShareConfig, ShareSource, VmConfig, VsockConfig};
+use vmm::config::{
+    self, BootConfig, CollectionEntry, Origin, ShareConfig, ShareSource, SharedFile, VmConfig,
+    VsockConfig,
+};
 
 use crate::{
     container::WritableLayer,
     memory::guest_ram_for,
     parts::Parts,
     spec::{Process, RunOptions},
+    template::Class,
     volumes::{ReadySource, ReadyVolume},
 };
 
@@ -31,15 +35,19 @@ pub(crate) const PROCESS: ProcessId = ProcessId(0);
 /// Tag of the share that is the container's root file system.
 const ROOT_TAG: &str = "rootfs";
 
-/// The guest's context identifier. It lives behind a Unix socket of its own VMM, so every VM may
-/// have the same: the least one that is not reserved.
-const GUEST_CID: u32 = 3;
+/// Tag of the share that holds the volumes, each under its number.
+const VOLUMES_TAG: &str = "volumes";
+
+/// The least context identifier that is not reserved.
+pub(crate) const FIRST_CID: u32 = 3;
 
 /// A container whose parts are all there.
 #[derive(Debug)]
 pub(crate) struct Ready<'a> {
     pub(crate) name: &'a str,
     pub(crate) hostname: &'a str,
+    /// Its machine-id(5): 32 hexadecimal digits.
+    pub(crate) machine_id: &'a str,
     pub(crate) options: &'a RunOptions,
     pub(crate) process: &'a Process,
     /// The image's layers, topmost first.
@@ -59,8 +67,15 @@ pub(crate) struct Places {
     pub(crate) profile: Option<PathBuf>,
 }
 
-/// The VM for a container.
-pub(crate) fn vm_config(ready: &Ready<'_>, parts: &Parts, places: &Places) -> VmConfig {
+/// The VM for a container. Whatever the container is, the VM has the same devices, so that a clone
+/// of a template can be any container's.
+pub(crate) fn vm_config(
+    ready: &Ready<'_>,
+    parts: &Parts,
+    origin: Origin,
+    cid: u32,
+    places: &Places,
+) -> VmConfig {
     let root = ShareConfig {
         tag: ROOT_TAG.into(),
         source: ShareSource::Overlay {
@@ -70,41 +85,104 @@ pub(crate) fn vm_config(ready: &Ready<'_>, parts: &Parts, places: &Places) -> Vm
         },
         // Also with --read-only: mount points have to be made, so it is the guest that closes it.
         read_only: false,
+        // Its upper directory belongs to this VM alone.
+        exclusive: true,
+        files: files(ready),
+        directories: mount_points(ready),
     };
     let volumes = ready.volumes.iter().enumerate().map(|(index, volume)| {
-        let source = match &volume.source {
-            ReadySource::Directory(path) => ShareSource::Directory(path.clone()),
-            ReadySource::File { path, name } => ShareSource::File {
-                path: path.clone(),
-                name: name.clone(),
-            },
+        let path = match &volume.source {
+            ReadySource::Directory(path) | ReadySource::File(path) => path.clone(),
         };
-        ShareConfig {
-            tag: volume_tag(index),
-            source,
+        CollectionEntry {
+            name: index.to_string(),
+            path,
             read_only: volume.read_only,
         }
     });
+    let volumes = ShareConfig {
+        source: ShareSource::Collection(volumes.collect()),
+        // Others may change what is in them.
+        exclusive: false,
+        ..empty_share(VOLUMES_TAG)
+    };
+    VmConfig {
+        name: ready.name.into(),
+        console: places.console.clone(),
+        symbols: places
+            .profile
+            .as_ref()
+            .map(|_| parts.kernel.with_file_name("System.map")),
+        profile: places.profile.clone(),
+        shares: vec![root, volumes],
+        ..vm(ready.options.class(), origin, cid, places)
+    }
+}
+
+/// The VM of which a template is made: nobody's as yet.
+pub(crate) fn template_config(class: Class, parts: &Parts, places: &Places) -> VmConfig {
+    let exclusive = |tag| ShareConfig {
+        exclusive: true,
+        ..empty_share(tag)
+    };
+    VmConfig {
+        name: "template".into(),
+        shares: vec![exclusive(ROOT_TAG), empty_share(VOLUMES_TAG)],
+        ..vm(class, boot(parts), FIRST_CID, places)
+    }
+}
+
+/// How a VM boots from these parts.
+pub(crate) fn boot(parts: &Parts) -> Origin {
+    Origin::Boot(BootConfig {
+        kernel: parts.kernel.clone(),
+        initramfs: Some(parts.initramfs.clone()),
+        cmdline: String::new(),
+    })
+}
+
+fn vm(class: Class, origin: Origin, cid: u32, places: &Places) -> VmConfig {
     VmConfig {
         version: config::VERSION,
-        name: ready.name.into(),
-        vcpus: ready.options.cpus,
-        memory: guest_ram_for(ready.options.memory, ready.options.cpus),
-        boot: BootConfig {
-            kernel: parts.kernel.clone(),
-            initramfs: Some(parts.initramfs.clone()),
-            cmdline: String::new(),
-        },
+        name: String::new(),
+        vcpus: class.cpus,
+        memory: guest_ram_for(class.memory, class.cpus),
+        origin,
         control: places.control.clone(),
         vsock: Some(VsockConfig {
-            cid: GUEST_CID,
+            cid,
             socket: places.vsock.clone(),
         }),
-        shares: std::iter::once(root).chain(volumes).collect(),
-        console: places.console.clone(),
+        shares: Vec::new(),
+        console: None,
         start_paused: false,
-        profile: places.profile.clone(),
+        profile: None,
+        symbols: None,
+        snapshot: None,
     }
+}
+
+fn empty_share(tag: &str) -> ShareConfig {
+    ShareConfig {
+        tag: tag.into(),
+        source: ShareSource::Collection(Vec::new()),
+        read_only: false,
+        exclusive: false,
+        files: Vec::new(),
+        directories: Vec::new(),
+    }
+}
+
+/// A context identifier that no other VM of this host is likely to have: of the 2^31 that are
+/// plain addresses, one at random.
+///
+/// # Errors
+///
+/// The kernel gives no random numbers.
+pub(crate) fn random_cid() -> Result<u32, Errno> {
+    let mut bytes = [0; 4];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok((u32::from_ne_bytes(bytes) >> 1).max(FIRST_CID))
 }
 
 /// What the agent has to do, in this order, until the container's process runs. Made right before
@@ -136,11 +214,8 @@ fn container(ready: &Ready<'_>) -> Container {
         .enumerate()
         .map(|(index, volume)| Mount {
             source: Source::Share {
-                tag: volume_tag(index),
-                path: match &volume.source {
-                    ReadySource::Directory(_) => String::new(),
-                    ReadySource::File { name, .. } => name.clone(),
-                },
+                tag: VOLUMES_TAG.into(),
+                path: index.to_string(),
             },
             target: volume.target.clone(),
             read_only: volume.read_only,
@@ -157,14 +232,15 @@ fn container(ready: &Ready<'_>) -> Container {
         },
         hostname: ready.hostname.into(),
         mounts: mounts.collect(),
-        files: files(ready),
+        // The VMM has put them in place, which costs the guest nothing.
+        files: Vec::new(),
         read_only: ready.options.read_only,
     }
 }
 
-/// The files by which a container knows its own name, unless the user mounts his own. There is no
+/// The files by which a container knows who it is, unless the user mounts his own. There is no
 /// `/etc/resolv.conf` among them: without a network there is nobody to ask.
-fn files(ready: &Ready<'_>) -> Vec<File> {
+fn files(ready: &Ready<'_>) -> Vec<SharedFile> {
     let hostname = ready.hostname;
     let hosts = format!(
         "127.0.0.1\tlocalhost\n\
@@ -174,25 +250,48 @@ fn files(ready: &Ready<'_>) -> Vec<File> {
     [
         ("/etc/hostname", format!("{hostname}\n")),
         ("/etc/hosts", hosts),
+        ("/etc/machine-id", format!("{}\n", ready.machine_id)),
     ]
     .into_iter()
-    .filter(|(path, _)| {
-        !ready
-            .volumes
-            .iter()
-            .any(|volume| covers(&volume.target, path))
-    })
-    .map(|(path, content)| File {
+    .filter(|(path, _)| !is_covered(ready, path))
+    .map(|(path, content)| SharedFile {
         path: path.into(),
-        content: content.into_bytes(),
+        content,
         mode: 0o644,
     })
     .collect()
 }
 
+/// The directories that the agent needs in the root file system, unless a volume brings them:
+/// made on the host, where it costs microseconds.
+fn mount_points(ready: &Ready<'_>) -> Vec<PathBuf> {
+    let volumes = ready
+        .volumes
+        .iter()
+        .filter(|volume| matches!(volume.source, ReadySource::Directory(_)))
+        .map(|volume| volume.target.as_str());
+    ["/dev", "/proc", "/sys", ready.process.cwd.as_str()]
+        .into_iter()
+        .chain(volumes)
+        .filter(|path| !is_covered(ready, Path::new(path).parent().unwrap_or(Path::new("/"))))
+        .filter(|path| {
+            !Path::new(path)
+                .components()
+                .any(|part| part == Component::ParentDir)
+        })
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// Whether a volume hides this path.
+fn is_covered(ready: &Ready<'_>, path: impl AsRef<Path>) -> bool {
+    let mut volumes = ready.volumes.iter();
+    volumes.any(|volume| covers(&volume.target, path.as_ref()))
+}
+
 /// Whether something mounted on `target` hides `path`.
-fn covers(target: &str, path: &str) -> bool {
-    Path::new(path).starts_with(target)
+fn covers(target: &str, path: &Path) -> bool {
+    path.starts_with(target)
 }
 
 fn process(ready: &Ready<'_>, stdio: Stdio) -> agent_protocol::Process {
@@ -208,10 +307,6 @@ fn process(ready: &Ready<'_>, stdio: Stdio) -> agent_protocol::Process {
         rlimits: ready.options.rlimits.clone(),
         stdio,
     }
-}
-
-fn volume_tag(index: usize) -> String {
-    format!("volume{index}")
 }
 
 #[cfg(test)]
@@ -251,6 +346,7 @@ mod tests {
             Ready {
                 name: "brisk_otter",
                 hostname: "box",
+                machine_id: "0123456789abcdef0123456789abcdef",
                 options: &self.options,
                 process: &self.process,
                 layers: &self.layers,
@@ -261,18 +357,24 @@ mod tests {
     }
 
     fn vm(fixture: &Fixture) -> VmConfig {
-        let parts = Parts {
+        vm_config(&fixture.ready(), &parts(), boot(&parts()), 77, &places())
+    }
+
+    fn parts() -> Parts {
+        Parts {
             vmm: "/bin/hrun-vmm".into(),
             kernel: "/guest/vmlinux".into(),
             initramfs: "/guest/initramfs.cpio".into(),
-        };
-        let places = Places {
+        }
+    }
+
+    fn places() -> Places {
+        Places {
             control: "/run/control".into(),
             vsock: "/run/vsock".into(),
             console: None,
             profile: None,
-        };
-        vm_config(&fixture.ready(), &parts, &places)
+        }
     }
 
     fn volume(source: ReadySource, target: &str, read_only: bool) -> ReadyVolume {
@@ -294,7 +396,33 @@ mod tests {
         config.validate().unwrap();
         assert_eq!(config.vcpus, 2);
         assert!(config.memory > 256 << 20);
-        assert!(config.shares[1].read_only);
+        let ShareSource::Collection(volumes) = &config.shares[1].source else {
+            panic!("{config:?}");
+        };
+        assert!(volumes[0].read_only);
+    }
+
+    #[test]
+    fn a_template_has_the_devices_of_every_container() {
+        let class = Class {
+            cpus: 2,
+            memory: 256 << 20,
+        };
+        let template = template_config(class, &parts(), &places());
+        template.validate().unwrap();
+        let source = ReadySource::Directory("/srv".into());
+        for volumes in [vec![], vec![volume(source, "/data", true)]] {
+            let config = vm(&fixture(volumes));
+            assert_eq!(
+                (config.vcpus, config.memory),
+                (template.vcpus, template.memory)
+            );
+            let shares = |config: &VmConfig| -> Vec<_> {
+                let shares = config.shares.iter();
+                shares.map(|s| (s.tag.clone(), s.exclusive)).collect()
+            };
+            assert_eq!(shares(&config), shares(&template));
+        }
     }
 
     #[test]
@@ -302,10 +430,7 @@ mod tests {
         let fixture = fixture(vec![
             volume(ReadySource::Directory("/srv".into()), "/data", true),
             volume(
-                ReadySource::File {
-                    path: "/etc/x.conf".into(),
-                    name: "x.conf".into(),
-                },
+                ReadySource::File("/etc/x.conf".into()),
                 "/etc/y.conf",
                 false,
             ),
@@ -316,17 +441,29 @@ mod tests {
             let Source::Share { tag, path } = &mount.source else {
                 panic!("{mount:?} is no share");
             };
-            let share = config
-                .shares
-                .iter()
-                .find(|share| share.tag == *tag)
-                .unwrap();
-            assert_eq!(share.read_only, mount.read_only);
-            if let ShareSource::File { name, .. } = &share.source {
-                assert_eq!(name, path);
+            let mut shares = config.shares.iter();
+            let share = shares.find(|share| share.tag == *tag).unwrap();
+            if let ShareSource::Collection(entries) = &share.source {
+                let entry = entries.iter().find(|entry| entry.name == *path).unwrap();
+                assert_eq!(entry.read_only, mount.read_only);
             }
         }
         assert_eq!(container.mounts.len(), 2);
+    }
+
+    #[test]
+    fn mount_points_are_made_unless_they_would_be_in_a_volume() {
+        let source = ReadySource::Directory("/srv".into());
+        let points = |volumes| mount_points(&fixture(volumes).ready());
+        let usual = ["/dev", "/proc", "/sys", "/"].map(PathBuf::from);
+        assert_eq!(points(vec![]), usual);
+        let data = points(vec![volume(source.clone(), "/data", true)]);
+        assert_eq!(data.last().unwrap(), Path::new("/data"));
+        let nested = vec![
+            volume(source.clone(), "/data", true),
+            volume(source, "/data/b", true),
+        ];
+        assert_eq!(points(nested).last().unwrap(), Path::new("/data"));
     }
 
     #[test]
@@ -334,12 +471,14 @@ mod tests {
         let named = |volumes| {
             let fixture = fixture(volumes);
             let files = files(&fixture.ready());
-            files.into_iter().map(|file| file.path).collect::<Vec<_>>()
+            let path = |file: SharedFile| file.path.display().to_string();
+            files.into_iter().map(path).collect::<Vec<_>>()
         };
-        assert_eq!(named(vec![]), ["/etc/hostname", "/etc/hosts"]);
+        let id = "/etc/machine-id";
+        assert_eq!(named(vec![]), ["/etc/hostname", "/etc/hosts", id]);
         let source = ReadySource::Directory("/srv".into());
         let hosts = volume(source.clone(), "/etc/hosts", true);
-        assert_eq!(named(vec![hosts]), ["/etc/hostname"]);
+        assert_eq!(named(vec![hosts]), ["/etc/hostname", id]);
         assert!(named(vec![volume(source, "/etc", true)]).is_empty());
     }
 

@@ -25,7 +25,7 @@ pub(crate) struct ReadyVolume {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ReadySource {
     Directory(PathBuf),
-    File { path: PathBuf, name: String },
+    File(PathBuf),
 }
 
 /// A volume that cannot be made ready.
@@ -83,13 +83,10 @@ impl ReadySource {
         if metadata.is_dir() {
             return Ok(Self::Directory(real));
         }
-        match real.file_name().and_then(|name| name.to_str()) {
-            Some(name) if metadata.is_file() => Ok(Self::File {
-                name: name.into(),
-                path: real,
-            }),
-            _ => Err(ReadyError::Kind(real)),
+        if metadata.is_file() {
+            return Ok(Self::File(real));
         }
+        Err(ReadyError::Kind(real))
     }
 }
 
@@ -119,10 +116,7 @@ mod tests {
         for name in ["file", "link"] {
             assert_eq!(
                 ReadySource::prepare(&root.join(name)).unwrap(),
-                ReadySource::File {
-                    path: root.join("file"),
-                    name: "file".into()
-                }
+                ReadySource::File(root.join("file"))
             );
         }
     }

@@ -35,6 +35,14 @@ const BOOT_CS: u16 = 2 * 8;
 const BOOT_DS: u16 = 3 * 8;
 const BOOT_TSS: u16 = 4 * 8;
 
+/// Where [`write_tables`] writes, as (address, bytes).
+pub const TABLES: [(GuestAddress, usize); 4] = [
+    (GDT, DESCRIPTORS.len() * 8),
+    (PAGE_TABLES, 8),
+    (GuestAddress(PAGE_TABLES.0 + TABLE_SIZE), 8),
+    (GuestAddress(PAGE_TABLES.0 + 2 * TABLE_SIZE), 0x1000),
+];
+
 /// Writes the GDT and page tables that map the first GiB to itself.
 ///
 /// # Errors

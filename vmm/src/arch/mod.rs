@@ -5,3 +5,4 @@ pub mod cpuid;
 pub mod layout;
 pub mod long_mode;
 pub mod mptable;
+pub mod vcpu_state;

@@ -13,7 +13,7 @@ use fuse_backend_rs::{
     transport::{Reader, VirtioFsWriter, Writer},
 };
 use virtio_bindings::{virtio_ids::VIRTIO_ID_FS, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 
 use super::{
@@ -164,6 +164,16 @@ impl VirtioDevice for Fs {
 
     fn reset(&mut self) {
         self.worker = None;
+    }
+
+    fn suspend(&mut self) -> Option<Vec<QueueState>> {
+        let active = self.worker.take()?.stop()?;
+        Some(active.queues.iter().map(|q| q.queue.state()).collect())
+    }
+
+    /// The driver has read the tag.
+    fn identity(&self) -> &[u8] {
+        &self.config
     }
 }
 

@@ -6,8 +6,10 @@
 //! ```text
 //!            driver sets DRIVER_OK                 driver writes status 0, or the VM ends
 //! inactive ------ activate(ctx) ------> active ------------ reset() ------------> inactive
-//!                                   a worker thread owns
-//!                                   queues and backend
+//!                       ^           a worker thread owns
+//!                       |           queues and backend
+//!                       `--- again, in ---- | ---- suspend() for a snapshot
+//!                            this VM or a clone of it
 //! ```
 
 pub mod fs;
@@ -17,7 +19,7 @@ mod worker;
 
 use std::{io, sync::Arc};
 
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueState};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -47,6 +49,15 @@ pub trait VirtioDevice: Send {
 
     /// Stops the device and gives its queues up. Nothing touches guest memory afterwards.
     fn reset(&mut self);
+
+    /// Stops an active device between two requests and tells where it stands in its queues, so
+    /// that it can be activated again. `None` if it was inactive or its worker died.
+    fn suspend(&mut self) -> Option<Vec<QueueState>>;
+
+    /// What of its configuration the driver has acted on and must find again in a clone.
+    fn identity(&self) -> &[u8] {
+        &[]
+    }
 }
 
 /// What a device needs to run. It owns this only while it is active.
@@ -59,6 +70,9 @@ pub struct ActivationContext {
     pub queues: Vec<VirtQueue>,
     /// How the device tells the driver.
     pub interrupt: Arc<dyn Interrupt>,
+    /// The driver has used the device before it was suspended: what the backend did not keep
+    /// since (connections, for one) is to be declared lost.
+    pub resumed: bool,
 }
 
 /// A virtqueue and the event by which the driver says that it put something in.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::{virtio_ids::VIRTIO_ID_RNG, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
-use virtio_queue::{DescriptorChain, QueueT};
+use virtio_queue::{DescriptorChain, QueueState, QueueT};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::{ActivateError, ActivationContext, Interrupt, VirtQueue, VirtioDevice, Worker};
@@ -58,6 +58,11 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.worker = None;
+    }
+
+    fn suspend(&mut self) -> Option<Vec<QueueState>> {
+        let active = self.worker.take()?.stop()?;
+        Some(vec![active.requests.queue.state()])
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use agent_protocol::{
-    Action, DecodeError, Decoder, EncodeError, Event, Open, Request, VERSION, encode,
+    Action, DecodeError, Decoder, EncodeError, Event, Hello, Open, Request, VERSION, encode,
 };
 
 use super::connection::{ConnectError, connect, split_acknowledgement};
@@ -46,6 +46,7 @@ pub(crate) struct Control {
     state: State,
     decoder: Decoder,
     next_request: u32,
+    hello: Option<Hello>,
 }
 
 /// How far the greetings have come.
@@ -83,7 +84,13 @@ impl Control {
             state: State::Connecting(Vec::new()),
             decoder: Decoder::new(),
             next_request,
+            hello: None,
         })
+    }
+
+    /// What the agent says about itself and its guest, once it has.
+    pub(crate) fn hello(&self) -> Option<&Hello> {
+        self.hello.as_ref()
     }
 
     /// Sends a request and gives its number.
@@ -129,7 +136,8 @@ impl Control {
 
     fn decode(&mut self) -> Result<Vec<Event>, ControlError> {
         if matches!(self.state, State::Greeting) {
-            if self.decoder.next_hello()?.is_none() {
+            self.hello = self.decoder.next_hello()?;
+            if self.hello.is_none() {
                 return Ok(Vec::new());
             }
             self.state = State::Open;

@@ -24,6 +24,7 @@ use crate::{
     session::{self, SessionError, Start},
     signals::Signals,
     spec::{Process, RunOptions},
+    template::Templates,
     terminal,
     timeline::Timeline,
     translate::{self, Places, Ready},
@@ -104,9 +105,11 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         .clone()
         .unwrap_or_else(|| container.record().id.short().to_owned());
     let name = container.record().name.clone();
+    let machine_id = container.record().id.machine_id().to_owned();
     let ready = Ready {
         name: &name,
         hostname: &hostname,
+        machine_id: &machine_id,
         options: &options,
         process: &process,
         layers,
@@ -119,15 +122,20 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         console: absolute(args.console.as_deref())?,
         profile: absolute(args.profile.as_deref())?,
     };
-    let config = translate::vm_config(&ready, &parts, &places);
-    config.validate()?;
+    let config = |origin, cid| translate::vm_config(&ready, &parts, origin, cid, &places);
+    config(translate::boot(&parts), translate::FIRST_CID).validate()?;
 
+    let templates = Templates::open(&dirs)?;
     let claim = Claim {
+        way: args.start,
+        class: options.class(),
         parts: &parts,
+        templates: &templates,
         timeline,
         timeout: boot_timeout()?,
+        wants_boot: args.console.is_some(),
     };
-    let sandbox = Sandbox::claim(&config, &claim, &mut signals, |vmm| {
+    let sandbox = Sandbox::claim(&config, &claim, &mut signals, &mut |vmm| {
         Ok(container.running(VmmIdentity::of(vmm.pid())?)?)
     })?;
 

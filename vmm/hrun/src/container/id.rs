@@ -45,6 +45,13 @@ impl Id {
     }
 }
 
+impl Id {
+    /// The part that serves as the container's machine-id(5): 128 bits.
+    pub(crate) fn machine_id(&self) -> &str {
+        &self.0[..LENGTH / 2]
+    }
+}
+
 impl TryFrom<String> for Id {
     type Error = IdError;
 

@@ -47,7 +47,7 @@ pub(crate) enum BootError {
 }
 
 /// Where the agent of the VM behind `vsock` will say that it is ready.
-pub(super) fn listen(vsock: &Path) -> Result<UnixListener, BootError> {
+pub(crate) fn listen(vsock: &Path) -> Result<UnixListener, BootError> {
     let mut path = vsock.as_os_str().to_owned();
     path.push(format!("_{READY_PORT}"));
     let path = PathBuf::from(path);
@@ -61,31 +61,32 @@ pub(super) fn listen(vsock: &Path) -> Result<UnixListener, BootError> {
 }
 
 /// Waits for the agent's greeting, for the VM's end or for a signal, whichever comes first.
-pub(super) fn wait_ready(
+pub(crate) fn wait_ready(
     listener: &UnixListener,
     process: &mut VmProcess,
-    signals: &mut Signals,
+    mut signals: Option<&mut Signals>,
     deadline: Instant,
     timeout: Duration,
 ) -> Result<Hello, BootError> {
     let mut greeting: Option<Greeting> = None;
     loop {
-        if let Some(signal) = signals.ending() {
+        if let Some(signal) = signals.as_mut().and_then(|signals| signals.ending()) {
             return Err(BootError::Interrupted(signal));
         }
         let source = match &greeting {
             None => PollFd::new(listener, PollFlags::IN),
             Some(greeting) => PollFd::new(&greeting.stream, PollFlags::IN),
         };
-        let mut fds = [
-            PollFd::new(signals, PollFlags::IN),
-            PollFd::new(process, PollFlags::IN),
-            source,
-        ];
+        let mut fds = vec![PollFd::new(process, PollFlags::IN), source];
+        fds.extend(
+            signals
+                .iter()
+                .map(|signals| PollFd::new(&**signals, PollFlags::IN)),
+        );
         if !poll::wait(&mut fds, Some(deadline)).map_err(BootError::Wait)? {
             return Err(BootError::Timeout(timeout));
         }
-        let [_, ended, spoke] = fds.map(|fd| !fd.revents().is_empty());
+        let [ended, spoke] = [0, 1].map(|index: usize| !fds[index].revents().is_empty());
         if spoke {
             match &mut greeting {
                 None => greeting = Greeting::accept(listener).map_err(BootError::Wait)?,

@@ -1,9 +1,9 @@
 //! The VM of a container: claims one, and takes it apart again.
 //!
-//! Today every VM is booted ([`boot`]). A template and a pool will be other ways to the same
-//! [`Sandbox`].
+//! There are three ways to the same [`Sandbox`]: a clone that a pool keeps ready, a clone of a
+//! template, and a boot.
 
-mod boot;
+pub(crate) mod boot;
 mod process;
 
 use std::{
@@ -13,21 +13,27 @@ use std::{
 };
 
 use agent_protocol::{Action, Event, Hello};
+use clap::ValueEnum;
 use rustix::event::{PollFd, PollFlags};
 use vmm::{
-    api::{Client, ClientError, Request, Status},
-    config::VmConfig,
+    api::{Client, ClientError, Phase, Request, Status},
+    channel,
+    config::{Origin, VmConfig},
+    exit::ExitReason,
 };
 
 pub(crate) use boot::BootError;
-pub(crate) use process::{Ended, SpawnError, VmProcess};
+pub(crate) use process::{Ended, EventError, Handles, SpawnError, VmProcess};
 
 use crate::{
     agent::{Control, ControlError},
+    exit,
     parts::Parts,
     poll,
     signals::Signals,
+    template::{Class, Got, Making, Template, TemplateError, Templates},
     timeline::{By, Timeline},
+    translate,
 };
 
 /// How long the guest may take to end its processes and to write everything back. It answers as
@@ -37,22 +43,43 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the VMM may take to answer on its control socket.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How often a template that turns out to be unusable is made anew.
+const ATTEMPTS: u32 = 2;
+
 /// A VM whose agent is ready for work. Dropping it kills the VM.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     process: VmProcess,
     control: PathBuf,
     vsock: PathBuf,
-    hello: Hello,
+}
+
+/// How a container comes to its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum Way {
+    /// The fastest that is possible
+    #[default]
+    Auto,
+    /// A clone that the pool keeps ready
+    Pool,
+    /// A clone of a template, which is made if there is none
+    Template,
+    /// A boot
+    Boot,
 }
 
 /// What claiming a VM needs besides the VM's own description.
 #[derive(Debug)]
 pub(crate) struct Claim<'a> {
+    pub(crate) way: Way,
+    pub(crate) class: Class,
     pub(crate) parts: &'a Parts,
+    pub(crate) templates: &'a Templates,
     pub(crate) timeline: &'a Timeline,
     /// A VM that is not ready by then is given up.
     pub(crate) timeout: Duration,
+    /// Whether somebody wants to see the guest boot.
+    pub(crate) wants_boot: bool,
 }
 
 /// Failure to claim a VM.
@@ -64,40 +91,168 @@ pub(crate) enum ClaimError {
     /// The VM did not come up.
     #[error("Failed to start the container's VM")]
     Boot(#[from] BootError),
+    /// A clone of a template did not come up.
+    #[error("Failed to restore the container's VM from template {template}")]
+    Restore {
+        template: String,
+        source: EventError,
+    },
+    /// There is no template, and none can be made.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// There is no random number for its address.
+    #[error("Failed to read random numbers for the VM's address")]
+    Random(#[source] io::Error),
     /// Somebody has to be told about its process first, and that failed.
     #[error("Failed to write down the VM's process")]
     Announce(#[source] anyhow::Error),
 }
 
+/// A template is of no use.
+enum CloneError {
+    Unusable(Ended),
+    Fatal(ClaimError),
+}
+
+impl<E: Into<ClaimError>> From<E> for CloneError {
+    fn from(error: E) -> Self {
+        Self::Fatal(error.into())
+    }
+}
+
+/// Who wants to know of a VM's process as soon as there is one, to find it should we die.
+type Announce<'a> = &'a mut dyn FnMut(&VmProcess) -> anyhow::Result<()>;
+
 impl Sandbox {
-    /// Gives a VM with this description. `announce` gets its process as soon as there is one,
-    /// so that it can be found should we die.
+    /// Gives a VM; `config` describes it, given how it comes to be and its vsock address.
     pub(crate) fn claim(
+        config: &dyn Fn(Origin, u32) -> VmConfig,
+        claim: &Claim<'_>,
+        signals: &mut Signals,
+        announce: Announce<'_>,
+    ) -> Result<Self, ClaimError> {
+        let cid = translate::random_cid().map_err(|error| ClaimError::Random(error.into()))?;
+        let config = |origin| config(origin, cid);
+        match claim.way {
+            Way::Boot => {}
+            Way::Auto if claim.wants_boot => {
+                claim.timeline.note_way("boot", "to show it");
+            }
+            Way::Auto | Way::Pool | Way::Template => {
+                return Self::restore(&config, claim, signals, announce);
+            }
+        }
+        if claim.way == Way::Boot {
+            claim.timeline.note_way("boot", "asked for");
+        }
+        Self::boot(
+            &config(translate::boot(claim.parts)),
+            claim,
+            signals,
+            announce,
+        )
+    }
+
+    fn boot(
         config: &VmConfig,
         claim: &Claim<'_>,
         signals: &mut Signals,
-        announce: impl FnOnce(&VmProcess) -> anyhow::Result<()>,
+        announce: Announce<'_>,
     ) -> Result<Self, ClaimError> {
-        let vsock = &config
-            .vsock
-            .as_ref()
-            .expect("every container's VM has a vsock device")
-            .socket;
+        let vsock = vsock_of(config);
         let deadline = Instant::now() + claim.timeout;
         let listener = boot::listen(vsock)?;
         let spawned_us = claim.timeline.now_us();
         let mut process = VmProcess::spawn(&claim.parts.vmm, config)?;
         claim.timeline.mark_at(By::Hrun, "VMM spawned", spawned_us);
         announce(&process).map_err(ClaimError::Announce)?;
+        let signals = Some(signals);
         let hello = boot::wait_ready(&listener, &mut process, signals, deadline, claim.timeout)?;
-        let sandbox = Self {
+        let sandbox = Self::new(process, config);
+        sandbox.note_boot(&hello, claim.timeline, spawned_us);
+        Ok(sandbox)
+    }
+
+    /// A clone of the template, which is made if it is not there, and made anew if it is not
+    /// usable.
+    fn restore(
+        config: &dyn Fn(Origin) -> VmConfig,
+        claim: &Claim<'_>,
+        signals: &mut Signals,
+        announce: Announce<'_>,
+    ) -> Result<Self, ClaimError> {
+        let mut attempt = 1;
+        loop {
+            let making = Making {
+                signals: Some(signals),
+                timeout: claim.timeout,
+                begins: &|| claim.timeline.mark("template missing"),
+            };
+            let (template, got) = claim
+                .templates
+                .get_or_make(claim.class, claim.parts, making)?;
+            let why = match got {
+                Got::Found => "there is one",
+                Got::Made { damage: None } => "made, as there was none",
+                Got::Made {
+                    damage: Some(damage),
+                } => {
+                    exit::print_error(&format!("hrun: {damage}; made a new template\n"));
+                    "made, as it was damaged"
+                }
+            };
+            claim.timeline.note_way("template", why);
+            claim.timeline.mark("template found");
+            let config = config(Origin::Restore(template.dir.clone()));
+            match Self::clone_of(&template, &config, claim, announce) {
+                Ok(sandbox) => return Ok(sandbox),
+                Err(CloneError::Unusable(ended)) if attempt < ATTEMPTS => {
+                    exit::print_error(&format!("hrun: {ended}; making a new template\n"));
+                    claim.templates.remove(&template)?;
+                }
+                Err(CloneError::Unusable(ended)) => {
+                    return Err(ClaimError::Restore {
+                        template: template.key,
+                        source: EventError::Ended(ended),
+                    });
+                }
+                Err(CloneError::Fatal(error)) => return Err(error),
+            }
+            attempt += 1;
+        }
+    }
+
+    fn clone_of(
+        template: &Template,
+        config: &VmConfig,
+        claim: &Claim<'_>,
+        announce: Announce<'_>,
+    ) -> Result<Self, CloneError> {
+        let spawned_us = claim.timeline.now_us();
+        let mut process = VmProcess::spawn(&claim.parts.vmm, config).map_err(ClaimError::Spawn)?;
+        claim.timeline.mark_at(By::Hrun, "VMM spawned", spawned_us);
+        announce(&process).map_err(ClaimError::Announce)?;
+        match process.next_event(Instant::now() + claim.timeout) {
+            Ok(channel::Event::Running { phases }) => {
+                note_phases(&phases, claim.timeline, spawned_us);
+                Ok(Self::new(process, config))
+            }
+            Ok(channel::Event::Loaded | channel::Event::Ended { .. }) => {
+                Err(restore_error(template, EventError::Malformed).into())
+            }
+            Err(EventError::Ended(ended)) if ended.exit == Some(ExitReason::BadSnapshot) => {
+                Err(CloneError::Unusable(ended))
+            }
+            Err(error) => Err(restore_error(template, error).into()),
+        }
+    }
+
+    fn new(process: VmProcess, config: &VmConfig) -> Self {
+        Self {
             process,
             control: config.control.clone(),
-            vsock: vsock.clone(),
-            hello,
-        };
-        sandbox.note_boot(claim.timeline, spawned_us);
-        Ok(sandbox)
+            vsock: vsock_of(config).into(),
+        }
     }
 
     /// Where the guest's ports are reached.
@@ -156,23 +311,40 @@ impl Sandbox {
     }
 
     /// Puts the phases of the VMM and of the guest into the timeline.
-    fn note_boot(&self, timeline: &Timeline, spawned_us: u64) {
+    fn note_boot(&self, hello: &Hello, timeline: &Timeline, spawned_us: u64) {
         let ready_us = timeline.now_us();
-        timeline.note_guest(&self.hello);
-        let guest = |at_us: u64| ready_us.saturating_sub(self.hello.ready_us.saturating_sub(at_us));
+        let guest = |at_us: u64| ready_us.saturating_sub(hello.ready_us.saturating_sub(at_us));
         timeline.mark_at(By::Guest, "kernel started", guest(0));
-        timeline.mark_at(By::Guest, "agent started", guest(self.hello.started_us));
+        timeline.mark_at(By::Guest, "agent started", guest(hello.started_us));
         timeline.mark_at(By::Guest, "agent ready", ready_us);
         // The timeline is for people to look at: without it the container runs as well.
         let phases = self
             .status()
             .map_or_else(|_| Vec::new(), |status| status.timeline);
-        for phase in phases {
-            timeline.mark_at(By::Vmm, &phase.name, spawned_us + phase.at_us);
-        }
+        note_phases(&phases, timeline, spawned_us);
     }
 
     fn status(&self) -> Result<Status, ClientError> {
         Client::connect(&self.control, CONTROL_TIMEOUT)?.request(Request::Status)
     }
+}
+
+fn restore_error(template: &Template, source: EventError) -> ClaimError {
+    ClaimError::Restore {
+        template: template.key.clone(),
+        source,
+    }
+}
+
+fn note_phases(phases: &[Phase], timeline: &Timeline, spawned_us: u64) {
+    for phase in phases {
+        timeline.mark_at(By::Vmm, &phase.name, spawned_us + phase.at_us);
+    }
+}
+
+fn vsock_of(config: &VmConfig) -> &Path {
+    let vsock = config.vsock.as_ref();
+    &vsock
+        .expect("every container's VM has a vsock device")
+        .socket
 }

@@ -1,30 +1,37 @@
-//! The process of a VMM: started with its configuration, never outliving its owner.
+//! The process of a VMM: started with its configuration or before that is known, never outliving
+//! its owner, who may be another than who started it.
 
 use std::{
-    fs::File,
-    io::{self, Read, Seek, Write},
+    io::{self, BufRead, BufReader, Read, Write},
+    net::Shutdown,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::{
+            net::UnixStream,
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::{Path, PathBuf},
     process::{Child, ChildStderr, Command, ExitStatus, Stdio},
     thread::{self, JoinHandle},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use command_fds::{CommandFdExt, FdMapping, FdMappingCollision};
 use rustix::{
     event::{PollFd, PollFlags},
-    fs::{MemfdFlags, memfd_create},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, PidfdFlags, pidfd_open},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
-use vmm::{config::VmConfig, exit::ExitReason};
+use vmm::{
+    channel::{Event, MAX_EVENT},
+    config::VmConfig,
+    exit::ExitReason,
+};
 
 use crate::poll;
 
-/// The descriptor that is the VMM's lifeline. Its configuration is standard input.
+/// The descriptor that is the VMM's lifeline. Its channel is standard input.
 const LIFELINE: i32 = 3;
 
 /// How much of the VMM's last words is kept, in bytes.
@@ -33,23 +40,44 @@ const MAX_WORDS: usize = 4096;
 /// The environment of hrun is the user's, with his secrets in it: the VMM gets this of it.
 const PASSED_ON: [&str; 2] = ["HRUN_LOG", "RUST_BACKTRACE"];
 
+/// How long a VMM that is asked nothing may keep its owner waiting for what it has said already.
+const WORDS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// A running VMM. Dropping it kills it and waits until it is gone.
 #[derive(Debug)]
 pub(crate) struct VmProcess {
-    child: Child,
-    pidfd: OwnedFd,
+    handles: Handles,
+    received: Vec<u8>,
+    /// Only who started it can wait for it.
+    child: Option<Spawned>,
+    gone: bool,
+}
+
+/// What makes a VMM somebody's, to be passed on. It ends when its last owner is gone.
+#[derive(Debug)]
+pub(crate) struct Handles {
+    pub(crate) pid: Pid,
+    pub(crate) pidfd: OwnedFd,
+    /// Configuration and events (`vmm::channel`).
+    pub(crate) channel: UnixStream,
     /// The VMM ends when this is closed, however we end.
-    _lifeline: OwnedFd,
-    words: Option<JoinHandle<Vec<u8>>>,
-    reaped: bool,
+    pub(crate) lifeline: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Spawned {
+    child: Child,
+    words: JoinHandle<Vec<u8>>,
 }
 
 /// How a VMM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ended {
-    /// What its exit status means.
+    /// What its exit status means, if it came to its own end.
+    pub(crate) exit: Option<ExitReason>,
+    /// The same for people.
     pub(crate) reason: String,
-    /// The last line that it wrote to standard error.
+    /// The last thing that it said.
     pub(crate) last_words: Option<String>,
 }
 
@@ -68,14 +96,46 @@ pub(crate) enum SpawnError {
     /// The program cannot be run.
     #[error("Failed to start {path}")]
     Spawn { path: PathBuf, source: io::Error },
+    /// It does not take its configuration.
+    #[error("Failed to configure the VMM")]
+    Configure(#[source] io::Error),
+}
+
+/// Failure to hear an event of a VMM.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EventError {
+    /// It ended instead.
+    #[error("{0}")]
+    Ended(Ended),
+    /// It kept silent.
+    #[error("the VMM said nothing for too long")]
+    Timeout,
+    /// What it said is no event.
+    #[error("the VMM said something that is no event")]
+    Malformed,
+    /// Waiting failed.
+    #[error("Failed to wait for the VMM")]
+    Io(#[from] io::Error),
 }
 
 impl VmProcess {
     /// Starts the VMM at `program` with a VM of this description.
     pub(crate) fn spawn(program: &Path, config: &VmConfig) -> Result<Self, SpawnError> {
+        let mut process = Self::start(program, None)?;
+        process.configure(config).map_err(SpawnError::Configure)?;
+        Ok(process)
+    }
+
+    /// Starts the VMM at `program` with the snapshot in the directory `template`, which it begins
+    /// to load; what the VM is for comes with [`VmProcess::configure`].
+    pub(crate) fn preload(program: &Path, template: &Path) -> Result<Self, SpawnError> {
+        Self::start(program, Some(template))
+    }
+
+    fn start(program: &Path, template: Option<&Path>) -> Result<Self, SpawnError> {
         let prepare = |what| move |source| SpawnError::Prepare { what, source };
-        let config = config_file(config).map_err(prepare("configuration"))?;
-        let (far_end, lifeline) =
+        let (channel, far_end) = UnixStream::pair().map_err(prepare("channel"))?;
+        let (lifeline_end, lifeline) =
             pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare("lifeline")(error.into()))?;
         let mut command = Command::new(program);
         command
@@ -87,20 +147,25 @@ impl VmProcess {
                     .filter_map(|name| std::env::var_os(name).map(|value| (name, value))),
             )
             .current_dir("/")
-            .stdin(config)
+            .stdin(OwnedFd::from(far_end))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             // A group of its own: Ctrl-C at the terminal is for the container, not for its VM.
             .process_group(0)
             .fd_mappings(vec![FdMapping {
-                parent_fd: far_end,
+                parent_fd: lifeline_end,
                 child_fd: LIFELINE,
             }])?;
+        if let Some(template) = template {
+            command.arg("--preload").arg(template);
+        }
         let spawn = |source| SpawnError::Spawn {
             path: program.into(),
             source,
         };
         let mut child = command.spawn().map_err(spawn)?;
+        // It holds the VMM's ends of channel and lifeline.
+        drop(command);
         let stderr = child.stderr.take().expect("standard error is piped");
         let started = || {
             let pidfd = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
@@ -111,11 +176,15 @@ impl VmProcess {
         };
         match started() {
             Ok((pidfd, words)) => Ok(Self {
-                child,
-                pidfd,
-                _lifeline: lifeline,
-                words: Some(words),
-                reaped: false,
+                handles: Handles {
+                    pid: Pid::from_child(&child),
+                    pidfd,
+                    channel,
+                    lifeline,
+                },
+                received: Vec::new(),
+                child: Some(Spawned { child, words }),
+                gone: false,
             }),
             Err(source) => {
                 // The error above is the one to report.
@@ -126,54 +195,168 @@ impl VmProcess {
         }
     }
 
+    /// Takes a VMM over that somebody else has started.
+    pub(crate) fn adopt(handles: Handles) -> Self {
+        Self {
+            handles,
+            received: Vec::new(),
+            child: None,
+            gone: false,
+        }
+    }
+
+    /// Gives it away, and with it the duty to end it. Its starter remains the only one who can
+    /// reap it.
+    pub(crate) fn into_handles(mut self) -> io::Result<(Handles, Option<Child>)> {
+        let handles = Handles {
+            pid: self.handles.pid,
+            pidfd: self.handles.pidfd.try_clone()?,
+            channel: self.handles.channel.try_clone()?,
+            lifeline: self.handles.lifeline.try_clone()?,
+        };
+        self.gone = true;
+        Ok((handles, self.child.take().map(|spawned| spawned.child)))
+    }
+
+    /// Tells it what VM it is to be.
+    pub(crate) fn configure(&mut self, config: &VmConfig) -> io::Result<()> {
+        let mut channel = &self.handles.channel;
+        channel.write_all(&serde_json::to_vec(config)?)?;
+        channel.shutdown(Shutdown::Write)
+    }
+
+    /// Its next event.
+    pub(crate) fn next_event(&mut self, deadline: Instant) -> Result<Event, EventError> {
+        loop {
+            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.received.drain(..=end).collect();
+                return match serde_json::from_slice(&line) {
+                    Ok(Event::Ended { reason, message }) => {
+                        Err(EventError::Ended(Ended::told(reason, &message)))
+                    }
+                    Ok(event) => Ok(event),
+                    Err(_) => Err(EventError::Malformed),
+                };
+            }
+            let mut fds = [PollFd::new(&self.handles.channel, PollFlags::IN)];
+            if !poll::wait(&mut fds, Some(deadline))? {
+                return Err(EventError::Timeout);
+            }
+            let mut chunk = [0; 4096];
+            match (&self.handles.channel).read(&mut chunk) {
+                // It died without a word.
+                Ok(0) => {
+                    let ended = self.wait(Some(deadline))?.ok_or(EventError::Timeout)?;
+                    return Err(EventError::Ended(ended));
+                }
+                Ok(length) => self.received.extend_from_slice(&chunk[..length]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+            if self.received.len() as u64 > MAX_EVENT {
+                return Err(EventError::Malformed);
+            }
+        }
+    }
+
+    /// Waits until the snapshot is loaded.
+    pub(crate) fn wait_loaded(&mut self, deadline: Instant) -> Result<(), EventError> {
+        match self.next_event(deadline)? {
+            Event::Loaded => Ok(()),
+            _ => Err(EventError::Malformed),
+        }
+    }
+
     /// Its process number.
     pub(crate) fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+        self.handles.pid
+    }
+
+    /// Readable when it has something to say.
+    pub(crate) fn channel(&self) -> BorrowedFd<'_> {
+        self.handles.channel.as_fd()
     }
 
     /// Waits until it ends, or until `deadline`: then the answer is none.
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Option<Ended>> {
-        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.handles.pidfd, PollFlags::IN)];
         if !poll::wait(&mut fds, deadline)? {
             return Ok(None);
         }
-        let status = self.child.wait()?;
-        self.reaped = true;
-        let words = self.words.take().and_then(|words| words.join().ok());
-        Ok(Some(Ended::new(status, &words.unwrap_or_default())))
+        self.gone = true;
+        let told = self.last_event();
+        let Some(Spawned { mut child, words }) = self.child.take() else {
+            return Ok(Some(told.unwrap_or_else(Ended::silent)));
+        };
+        let status = child.wait()?;
+        let words = words.join().unwrap_or_default();
+        Ok(Some(told.unwrap_or_else(|| Ended::new(status, &words))))
+    }
+
+    /// What it said about its end before it came.
+    fn last_event(&mut self) -> Option<Ended> {
+        let channel = &self.handles.channel;
+        channel.set_read_timeout(Some(WORDS_TIMEOUT)).ok()?;
+        let rest = BufReader::new(channel.take(MAX_EVENT));
+        let received = std::mem::take(&mut self.received);
+        BufReader::new(received.as_slice().chain(rest))
+            .split(b'\n')
+            .map_while(Result::ok)
+            .find_map(|line| match serde_json::from_slice(&line) {
+                Ok(Event::Ended { reason, message }) => Some(Ended::told(reason, &message)),
+                _ => None,
+            })
     }
 
     /// Ends it by force and waits until it is gone.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
-        if !self.reaped {
-            self.child.kill()?;
-            self.child.wait()?;
-            self.reaped = true;
+        if self.gone {
+            return Ok(());
         }
-        Ok(())
+        match pidfd_send_signal(&self.handles.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.wait(None).map(drop)
     }
 }
 
 /// Readable once the process has ended.
 impl AsFd for VmProcess {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.handles.pidfd.as_fd()
     }
 }
 
 impl Drop for VmProcess {
     fn drop(&mut self) {
-        // It cannot fail for a child that was not waited for, and there is nobody to tell.
+        // It cannot fail for a process that was not waited for, and there is nobody to tell.
         let _ = self.kill();
     }
 }
 
 impl Ended {
+    /// As it said itself.
+    fn told(reason: ExitReason, message: &str) -> Self {
+        Self {
+            exit: Some(reason),
+            reason: reason.describe().to_owned(),
+            last_words: Some(message.to_owned()),
+        }
+    }
+
+    /// Without a word, as far as a foster parent can tell.
+    fn silent() -> Self {
+        Self {
+            exit: None,
+            reason: "the VMM was killed".to_owned(),
+            last_words: None,
+        }
+    }
+
     fn new(status: ExitStatus, words: &[u8]) -> Self {
-        let reason = match (
-            status.code().and_then(ExitReason::from_code),
-            status.signal(),
-        ) {
+        let exit = status.code().and_then(ExitReason::from_code);
+        let reason = match (exit, status.signal()) {
             (Some(reason), _) => reason.describe().to_owned(),
             (None, Some(signal)) => format!("the VMM was killed by signal {signal}"),
             (None, None) => format!("the VMM ended with {status}"),
@@ -185,7 +368,11 @@ impl Ended {
             .map(|line| line.strip_prefix("hrun-vmm:").unwrap_or(line).trim())
             .find(|line| !line.is_empty())
             .map(Into::into);
-        Self { reason, last_words }
+        Self {
+            exit,
+            reason,
+            last_words,
+        }
     }
 }
 
@@ -197,14 +384,6 @@ impl std::fmt::Display for Ended {
             _ => Ok(()),
         }
     }
-}
-
-/// The configuration as a file in memory, to be read from its beginning.
-fn config_file(config: &VmConfig) -> io::Result<File> {
-    let mut file = File::from(memfd_create("vm-config", MemfdFlags::CLOEXEC)?);
-    file.write_all(&serde_json::to_vec(config)?)?;
-    file.rewind()?;
-    Ok(file)
 }
 
 /// Takes in all that the VMM says and keeps the end of it. With `HRUN_LOG` it was asked to be
@@ -235,7 +414,7 @@ fn listen(mut stderr: ChildStderr) -> Vec<u8> {
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
 
-    use vmm::config::BootConfig;
+    use vmm::config::{BootConfig, Origin};
 
     use super::*;
 
@@ -245,17 +424,18 @@ mod tests {
             name: "test".into(),
             vcpus: 1,
             memory: 128 << 20,
-            boot: BootConfig {
+            origin: Origin::Boot(BootConfig {
                 kernel: "/vmlinux".into(),
-                initramfs: None,
-                cmdline: String::new(),
-            },
+                ..BootConfig::default()
+            }),
             control: "/run/control".into(),
             vsock: None,
             shares: Vec::new(),
             console: None,
             start_paused: false,
             profile: None,
+            symbols: None,
+            snapshot: None,
         }
     }
 
@@ -289,7 +469,7 @@ mod tests {
         let pause = Some(Instant::now() + Duration::from_millis(50));
         assert_eq!(process.wait(pause).unwrap(), None);
         let (_, other) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        process._lifeline = other;
+        process.handles.lifeline = other;
         let ended = process.wait(soon()).unwrap().unwrap();
         assert_eq!(ended.to_string(), "the owner of the VM is gone");
     }

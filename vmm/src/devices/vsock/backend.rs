@@ -5,7 +5,10 @@
 //! worth an interrupt of their own: the driver merely frees them, so they wait for one that is due
 //! anyway, for half of the queue, or for [`TX_SIGNAL_DELAY`].
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering},
+};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::{
@@ -15,8 +18,8 @@ use rustix::{
         timerfd_settime,
     },
 };
-use virtio_queue::{DescriptorChain, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use virtio_queue::{DescriptorChain, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::{
     QUEUE_COUNT,
@@ -30,6 +33,11 @@ const RX_KICK: u32 = 0;
 const TX_KICK: u32 = 1;
 const HOST: u32 = 2;
 const TX_SIGNAL: u32 = 3;
+const EVENT_KICK: u32 = 4;
+
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET`: the `id` of a `struct virtio_vsock_event`, its only field.
+const VIRTIO_VSOCK_EVENT_TRANSPORT_RESET: u32 = 0;
+const EVENT_SIZE: u32 = 4;
 
 /// How long the driver may wait to get transmit buffers back that it does not need.
 const TX_SIGNAL_DELAY: Timespec = Timespec {
@@ -47,8 +55,10 @@ pub(super) struct Backend {
     muxer: Muxer,
     rx: Port,
     tx: Port,
-    /// Holds the driver's buffers for events, of which there are none without restore.
-    event: VirtQueue,
+    /// Holds the driver's buffers for events, of which there is one: the reset of the transport.
+    event: Port,
+    /// The driver is to be told that all its connections are gone and its CID may be another.
+    must_reset: bool,
     /// Packets wait for the driver's next kick of the receive queue.
     rx_starved: bool,
     tx_timer: OwnedFd,
@@ -123,6 +133,20 @@ impl Port {
         self.check(enabled).unwrap_or(false)
     }
 
+    /// Asks the driver for a kick when it puts something in behind what is there already, which
+    /// stays. False if the queue is broken.
+    fn await_more(&mut self, memory: &GuestMemoryMmap) -> bool {
+        let queue = &mut self.queue.queue;
+        let next = queue.next_avail();
+        let watched = queue.avail_idx(memory, Ordering::Acquire).and_then(|end| {
+            queue.set_next_avail(end.0);
+            let enabled = queue.enable_notification(memory);
+            queue.set_next_avail(next);
+            enabled
+        });
+        self.check(watched).is_some()
+    }
+
     /// Whether the driver wants to hear of what was used since the last time.
     fn needs_signal(&mut self, memory: &GuestMemoryMmap) -> bool {
         if !self.unsignalled || self.broken {
@@ -146,6 +170,7 @@ impl Backend {
         interrupt: Arc<dyn Interrupt>,
         queues: Vec<VirtQueue>,
         muxer: Muxer,
+        resumed: bool,
     ) -> Result<Self, ActivateError> {
         let got = queues.len();
         let [rx, tx, event] = <[VirtQueue; QUEUE_COUNT]>::try_from(queues).map_err(|_| {
@@ -165,13 +190,50 @@ impl Backend {
             muxer,
             rx: Port::new(rx),
             tx: Port::new(tx),
-            event,
+            event: Port::new(event),
+            must_reset: resumed,
             rx_starved: false,
             tx_timer,
             tx_timer_armed: false,
             tx_unsignalled: 0,
             scratch: Vec::new(),
         })
+    }
+
+    /// Where the device stands in its queues.
+    pub(super) fn positions(&self) -> Vec<QueueState> {
+        [&self.rx, &self.tx, &self.event]
+            .map(|port| port.queue.queue.state())
+            .to_vec()
+    }
+
+    /// Tells the driver that the transport was reset (virtio 1.2, 5.10.6.8): it drops its
+    /// connections and reads its CID again. Nobody new may connect before it has done so, as that
+    /// connection would be dropped too: it says so by putting the event's buffer in again.
+    fn reset_transport(&mut self) {
+        let Some(chain) = self.event.pop(&self.memory) else {
+            log::warn!("Guest's vsock driver has no buffer for the event of a reset");
+            return;
+        };
+        let head = chain.head_index();
+        let told = chain.writable().next().is_some_and(|descriptor| {
+            let event = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET.to_le_bytes();
+            descriptor.len() as usize >= event.len()
+                && self.memory.write_slice(&event, descriptor.addr()).is_ok()
+        });
+        if !told {
+            self.muxer
+                .complain("event buffer without room for an event");
+        }
+        let length = if told { EVENT_SIZE } else { 0 };
+        let watched = self.event.await_more(&self.memory);
+        self.event.push(&self.memory, head, length);
+        self.muxer.hold(told && watched);
+        if self.event.needs_signal(&self.memory)
+            && let Err(err) = self.interrupt.used_buffers()
+        {
+            log::warn!("Failed to interrupt the vsock driver: {err}");
+        }
     }
 
     /// Moves everything that can move.
@@ -295,6 +357,7 @@ impl MutEventSubscriber for Backend {
             Events::with_data(&self.tx.queue.kick, TX_KICK, EventSet::IN),
             Events::with_data(&self.muxer, HOST, EventSet::IN),
             Events::with_data(&self.tx_timer, TX_SIGNAL, EventSet::IN),
+            Events::with_data(&self.event.queue.kick, EVENT_KICK, EventSet::IN),
         ]
         .into_iter()
         .try_for_each(|event| ops.add(event));
@@ -303,10 +366,12 @@ impl MutEventSubscriber for Backend {
             return;
         }
         self.rx.disable_kicks(&self.memory);
-        // The driver puts its event buffers in once and never hears of them.
-        let quiet = self.event.queue.disable_notification(&self.memory);
-        if quiet.is_err() {
-            self.muxer.complain("event queue lies outside memory");
+        if std::mem::take(&mut self.must_reset) {
+            self.event.take_kick();
+            self.reset_transport();
+        } else {
+            // The driver puts its event buffers in once and never hears of them.
+            self.event.disable_kicks(&self.memory);
         }
         self.run();
     }
@@ -316,6 +381,11 @@ impl MutEventSubscriber for Backend {
             RX_KICK => self.rx.take_kick(),
             TX_KICK => self.tx.take_kick(),
             HOST => self.muxer.dispatch(),
+            EVENT_KICK => {
+                self.event.take_kick();
+                self.event.disable_kicks(&self.memory);
+                self.muxer.hold(false);
+            }
             _ => {
                 let mut expirations = [0; 8];
                 let _ = rustix::io::read(&self.tx_timer, &mut expirations);

@@ -33,7 +33,7 @@ use rustix::{
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with},
 };
 use virtio_bindings::{virtio_ids::VIRTIO_ID_VSOCK, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
-use virtio_queue::QueueT;
+use virtio_queue::{QueueState, QueueT};
 
 use self::backend::Backend;
 pub use self::{
@@ -158,13 +158,14 @@ impl VirtioDevice for Vsock {
             features,
             mut queues,
             interrupt,
+            resumed,
         } = context;
         let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         for queue in &mut queues {
             queue.queue.set_event_idx(event_idx);
         }
         let muxer = self.muxer().map_err(ActivateError::Backend)?;
-        let backend = Backend::new(memory, interrupt, queues, muxer)?;
+        let backend = Backend::new(memory, interrupt, queues, muxer, resumed)?;
         self.worker = Some(Worker::spawn("vsock", backend)?);
         Ok(())
     }
@@ -172,5 +173,10 @@ impl VirtioDevice for Vsock {
     /// Closes all connections. The listening socket stays, and the next driver serves who waits.
     fn reset(&mut self) {
         drop(self.worker.take());
+    }
+
+    /// All connections are closed; the driver learns of it when the device is activated again.
+    fn suspend(&mut self) -> Option<Vec<QueueState>> {
+        Some(self.worker.take()?.stop()?.positions())
     }
 }

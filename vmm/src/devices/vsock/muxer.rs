@@ -70,6 +70,8 @@ pub struct Muxer {
     reactor: Reactor,
     /// The listening socket may have more programs than were accepted.
     may_accept: bool,
+    /// Programs of the host have to wait.
+    held: bool,
     next_id: u64,
     next_port: u32,
     handshakes: HashMap<u64, Handshake>,
@@ -116,6 +118,7 @@ impl Muxer {
             listener,
             reactor,
             may_accept: true,
+            held: false,
             next_id: FIRST_ID,
             next_port: FIRST_HOST_PORT,
             handshakes: HashMap::new(),
@@ -253,9 +256,15 @@ impl Muxer {
         }
     }
 
+    /// Lets programs of the host wait, or no longer.
+    pub(super) fn hold(&mut self, held: bool) {
+        self.held = held;
+        self.accept();
+    }
+
     /// Accepts host programs while there are any, and room for them.
     fn accept(&mut self) {
-        while self.may_accept && self.handshakes.len() < MAX_HANDSHAKES {
+        while !self.held && self.may_accept && self.handshakes.len() < MAX_HANDSHAKES {
             match accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(stream) => self.greet(stream.into()),
                 Err(Errno::AGAIN) => self.may_accept = false,

@@ -8,6 +8,7 @@ use vmm::config::MAX_VCPUS;
 
 use crate::{
     options::{env as environment, size, ulimit, volume},
+    sandbox::Way,
     spec::{self, RunOptions},
 };
 
@@ -92,6 +93,16 @@ pub(crate) struct RunArgs {
     /// Write the guest kernel's boot log to a file; slows the boot down
     #[arg(long, value_name = "FILE", help_heading = "Debugging")]
     pub(crate) console: Option<PathBuf>,
+    /// How the container comes to its VM
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "WAY",
+        env = "HRUN_START",
+        help_heading = "Debugging"
+    )]
+    pub(crate) start: Way,
     /// Write a profile of where the guest's CPUs were to a file
     #[arg(long, value_name = "FILE", help_heading = "Debugging")]
     pub(crate) profile: Option<PathBuf>,

@@ -161,6 +161,7 @@ impl Driver {
                 features,
                 queues,
                 interrupt: self.interrupts.clone(),
+                resumed: false,
             })
             .unwrap();
         for slot in 0..QUEUE_SIZES[RX] {

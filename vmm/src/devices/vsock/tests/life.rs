@@ -56,6 +56,7 @@ fn a_driver_with_another_number_of_queues_is_refused() {
         features: 0,
         queues: Vec::new(),
         interrupt: driver.interrupts.clone(),
+        resumed: false,
     };
     let error = driver.device.activate(context).unwrap_err();
     assert!(matches!(

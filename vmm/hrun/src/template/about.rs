@@ -1,0 +1,114 @@
+//! What a template is made from: decides its name, and whether it is out of date.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{Class, TemplateError};
+use crate::parts::Parts;
+
+const FILE: &str = "about.json";
+
+/// Digits of the digest that stand in a template's name.
+const DIGITS: usize = 16;
+
+/// What a template is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct About {
+    /// What its VMs offer.
+    pub(crate) class: Class,
+    /// Version of hrun.
+    pub(crate) version: String,
+    /// Kernel release of the host: with it KVM changes.
+    pub(crate) host: String,
+    /// Kernel, initramfs and VMM.
+    pub(crate) parts: Vec<PartIdentity>,
+    /// When it was made, in seconds since the Unix epoch.
+    pub(crate) created: u64,
+}
+
+/// A file, and what changes when it is replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartIdentity {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl PartIdentity {
+    fn of(path: &Path) -> io::Result<Self> {
+        let metadata = fs::metadata(path)?;
+        Ok(Self {
+            path: path.into(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+        })
+    }
+}
+
+impl About {
+    /// What a template would be made from today.
+    pub(super) fn new(class: Class, parts: &Parts) -> Result<Self, TemplateError> {
+        let parts = [&parts.kernel, &parts.initramfs, &parts.vmm]
+            .into_iter()
+            .map(|path| {
+                PartIdentity::of(path).map_err(|source| TemplateError::Part {
+                    path: path.clone(),
+                    source,
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        let created = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(Self {
+            class,
+            version: env!("CARGO_PKG_VERSION").into(),
+            host: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
+            parts,
+            created: created.map_or(0, |since| since.as_secs()),
+        })
+    }
+
+    /// The name of the template.
+    pub(super) fn key(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(format!("{:?} {} {}", self.class, self.version, self.host));
+        for part in &self.parts {
+            hash.update(format!("{part:?}"));
+        }
+        let digest: String = hash
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let Class { cpus, memory } = self.class;
+        format!("{cpus}cpu-{}m-{}", memory >> 20, &digest[..DIGITS])
+    }
+
+    /// Whether nobody will ask for it again.
+    pub(super) fn is_stale(&self) -> bool {
+        let changed =
+            |part: &PartIdentity| !PartIdentity::of(&part.path).is_ok_and(|now| now == *part);
+        self.parts.iter().any(changed) || self.version != env!("CARGO_PKG_VERSION")
+    }
+
+    pub(super) fn read(dir: &Path) -> io::Result<Self> {
+        Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
+        fs::write(dir.join(FILE), serde_json::to_vec_pretty(self)?)
+    }
+}

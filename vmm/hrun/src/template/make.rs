@@ -1,0 +1,146 @@
+//! How a template is made: a VM is booted, left alone until it has nothing to do, and saved.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use vmm::api::{Client, ClientError, Request};
+
+use super::{About, Template, TemplateError, Templates, failed, remove_all};
+use crate::{
+    parts::Parts,
+    sandbox::{BootError, SpawnError, VmProcess, boot},
+    signals::Signals,
+    translate::{self, Places},
+};
+
+/// How long a guest that is ready is left alone: what its kernel has put off is done by then, once
+/// and not in every clone.
+const SETTLING: Duration = Duration::from_secs(1);
+
+/// How long the VMM may take to write a snapshot.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a template that has to be made needs besides its parts.
+pub(crate) struct Making<'a> {
+    /// Signals that end the wait, for those who catch any.
+    pub(crate) signals: Option<&'a mut Signals>,
+    /// A VM that is not ready by then is given up.
+    pub(crate) timeout: Duration,
+    /// Called before it begins: somebody will have to wait.
+    pub(crate) begins: &'a dyn Fn(),
+}
+
+/// Failure to make a template.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MakeError {
+    /// Directories and files of it cannot be made.
+    #[error(transparent)]
+    Files(Box<TemplateError>),
+    /// The VMM could not be started.
+    #[error(transparent)]
+    Spawn(#[from] SpawnError),
+    /// Its VM did not come up.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Its VM cannot be saved.
+    #[error("Failed to save the VM")]
+    Save(#[from] ClientError),
+}
+
+impl From<TemplateError> for MakeError {
+    fn from(error: TemplateError) -> Self {
+        Self::Files(Box::new(error))
+    }
+}
+
+/// Waits until nobody else makes or removes templates.
+pub(super) fn lock(store: &Path) -> Result<File, TemplateError> {
+    let path = store.join(".lock");
+    let open = || {
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)?;
+        file.lock()?;
+        Ok(file)
+    };
+    open().map_err(failed("lock", &path))
+}
+
+/// Makes a template; the lock must be held.
+pub(super) fn make(
+    templates: &Templates,
+    template: &Template,
+    parts: &Parts,
+    making: Making<'_>,
+) -> Result<(), MakeError> {
+    (making.begins)();
+    let about = About::new(template.class, parts)?;
+    // Both take what an earlier maker left behind along.
+    let new = Scratch::new(templates.store.join(format!(".{}.new", template.key)))?;
+    let sockets = Scratch::new(templates.state.join(&template.key))?;
+    let places = Places {
+        control: sockets.path.join("control"),
+        vsock: sockets.path.join("vsock"),
+        console: None,
+        profile: None,
+    };
+    let mut config = translate::template_config(template.class, parts, &places);
+    config.snapshot = Some(new.path.clone());
+
+    let deadline = Instant::now() + making.timeout;
+    let listener = boot::listen(&places.vsock)?;
+    let mut process = VmProcess::spawn(&parts.vmm, &config)?;
+    boot::wait_ready(
+        &listener,
+        &mut process,
+        making.signals,
+        deadline,
+        making.timeout,
+    )?;
+    thread::sleep(SETTLING);
+    let mut client = Client::connect(&places.control, SNAPSHOT_TIMEOUT)?;
+    client.request(Request::Pause)?;
+    client.request(Request::Snapshot)?;
+    drop(process);
+
+    about
+        .write(&new.path)
+        .map_err(failed("write the description of", &new.path))?;
+    let place = || {
+        fs::rename(&new.path, &template.dir)?;
+        File::open(&templates.store)?.sync_all()
+    };
+    place().map_err(failed("make", &template.dir))?;
+    Ok(())
+}
+
+/// A directory that is removed, if it is still there, when nobody needs it any more.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new(path: PathBuf) -> Result<Self, TemplateError> {
+        remove_all(&path)?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(failed("create directory", &path))?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // It may be a template by now; what cannot be removed is removed by the next maker.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
