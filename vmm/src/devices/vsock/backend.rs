@@ -59,6 +59,8 @@ pub(super) struct Backend {
     event: Port,
     /// The driver is to be told that all its connections are gone and its CID may be another.
     must_reset: bool,
+    /// It was told, and has filled its event queue so far only: it has not dealt with that yet.
+    unacknowledged: Option<u16>,
     /// Packets wait for the driver's next kick of the receive queue.
     rx_starved: bool,
     tx_timer: OwnedFd,
@@ -134,17 +136,21 @@ impl Port {
     }
 
     /// Asks the driver for a kick when it puts something in behind what is there already, which
-    /// stays. False if the queue is broken.
-    fn await_more(&mut self, memory: &GuestMemoryMmap) -> bool {
+    /// stays. Says where that ends.
+    fn await_more(&mut self, memory: &GuestMemoryMmap) -> Option<u16> {
+        let end = self.end(memory)?;
         let queue = &mut self.queue.queue;
         let next = queue.next_avail();
-        let watched = queue.avail_idx(memory, Ordering::Acquire).and_then(|end| {
-            queue.set_next_avail(end.0);
-            let enabled = queue.enable_notification(memory);
-            queue.set_next_avail(next);
-            enabled
-        });
-        self.check(watched).is_some()
+        queue.set_next_avail(end);
+        let enabled = queue.enable_notification(memory);
+        queue.set_next_avail(next);
+        self.check(enabled).map(|_| end)
+    }
+
+    /// How far the driver has filled the queue.
+    fn end(&mut self, memory: &GuestMemoryMmap) -> Option<u16> {
+        let end = self.queue.queue.avail_idx(memory, Ordering::Acquire);
+        self.check(end).map(|end| end.0)
     }
 
     /// Whether the driver wants to hear of what was used since the last time.
@@ -192,6 +198,7 @@ impl Backend {
             tx: Port::new(tx),
             event: Port::new(event),
             must_reset: resumed,
+            unacknowledged: None,
             rx_starved: false,
             tx_timer,
             tx_timer_armed: false,
@@ -226,9 +233,9 @@ impl Backend {
                 .complain("event buffer without room for an event");
         }
         let length = if told { EVENT_SIZE } else { 0 };
-        let watched = self.event.await_more(&self.memory);
+        self.unacknowledged = self.event.await_more(&self.memory).filter(|_| told);
         self.event.push(&self.memory, head, length);
-        self.muxer.hold(told && watched);
+        self.muxer.hold(self.unacknowledged.is_some());
         if self.event.needs_signal(&self.memory)
             && let Err(err) = self.interrupt.used_buffers()
         {
@@ -383,8 +390,12 @@ impl MutEventSubscriber for Backend {
             HOST => self.muxer.dispatch(),
             EVENT_KICK => {
                 self.event.take_kick();
-                self.event.disable_kicks(&self.memory);
-                self.muxer.hold(false);
+                // Another kick may have been on its way before.
+                if self.unacknowledged != self.event.end(&self.memory) {
+                    self.unacknowledged = None;
+                    self.event.disable_kicks(&self.memory);
+                    self.muxer.hold(false);
+                }
             }
             _ => {
                 let mut expirations = [0; 8];
