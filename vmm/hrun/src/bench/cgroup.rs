@@ -50,10 +50,10 @@ pub(crate) struct Group {
 
 /// A line of `/proc/self/mountinfo` that is a cgroup file system (proc_pid_mountinfo(5)).
 #[derive(Debug, PartialEq, Eq)]
-struct Mount {
+pub(super) struct Mount {
     root: String,
-    at: PathBuf,
-    version2: bool,
+    pub(super) at: PathBuf,
+    pub(super) version2: bool,
     controllers: Vec<String>,
 }
 
@@ -237,7 +237,8 @@ fn usage_usec(stat: &str) -> Option<Duration> {
     value.trim().parse().ok().map(Duration::from_micros)
 }
 
-fn mounts(mountinfo: &str) -> Vec<Mount> {
+/// The cgroup file systems of a mountinfo.
+pub(super) fn mounts(mountinfo: &str) -> Vec<Mount> {
     let mount = |line: &str| {
         let (head, tail) = line.split_once(" - ")?;
         let mut head = head.split(' ').skip(3);

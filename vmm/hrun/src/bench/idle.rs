@@ -1,6 +1,9 @@
 //! Memory: what idle containers take, and how many there is room for.
 
-use std::time::Instant;
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{
     Bench, Interrupt,
@@ -18,6 +21,12 @@ const IDLE: [&str; 3] = ["sh", "-c", "echo x; exec sleep 1000000"];
 /// Containers that are started at the same moment: more would only wait for a CPU.
 const STEP: usize = 4;
 
+/// How long new containers may take to come to rest; some never do altogether.
+const REST: Duration = Duration::from_secs(5);
+
+/// How long the CPU time of idle containers is watched.
+const WATCH: Duration = Duration::from_secs(1);
+
 /// Memory is full when less than this part of it is available: a fifth.
 const FULL: u64 = 5;
 
@@ -32,19 +41,17 @@ pub(super) fn memory(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
     bench.turn("idle containers", |arm, signals, report| {
         let mut crowd = Crowd::default();
         let mut measure = || {
-            arm.rest(signals)?;
-            report.idle.push(crowd.measured(arm));
+            report.idle.push(crowd.measured(arm, signals)?);
             for &count in &counts {
                 if arm.boots() && count > cold_most {
                     break;
                 }
                 let full = crowd.grow(arm, count, Some(deadline), signals)?;
-                arm.rest(signals)?;
                 if let Some(end) = full {
                     cut.push((arm.name, count, end));
                     break;
                 }
-                report.idle.push(crowd.measured(arm));
+                report.idle.push(crowd.measured(arm, signals)?);
             }
             Ok(())
         };
@@ -74,7 +81,7 @@ pub(super) fn density(bench: &mut Bench<'_>, most: usize) -> Result<(), Interrup
         arm.rest(signals)?;
         let available_before = available();
         let grown = crowd.grow(arm, most, Some(deadline), signals);
-        let rested = arm.rest(signals);
+        let rested = arm.rest_within(REST, signals);
         let available_after = available();
         let count = crowd.running.len();
         arm.end(crowd.running, signals);
@@ -148,20 +155,25 @@ impl Crowd {
             let started = &mut self.running[first..];
             launch::wait(started, Until::Bytes(1), START_LIMIT, signals)?;
             if arm.burst() < usize::MAX {
-                arm.rest(signals)?;
+                arm.rest_within(REST, signals)?;
             }
         }
         Ok(None)
     }
 
-    fn measured(&self, arm: &Arm) -> Idle {
-        Idle {
+    fn measured(&self, arm: &Arm, signals: &mut Signals) -> Result<Idle, ArmError> {
+        arm.rest_within(REST, signals)?;
+        let (begun, before) = (Instant::now(), arm.cpu());
+        thread::sleep(WATCH);
+        let used = arm.cpu().saturating_sub(before);
+        Ok(Idle {
             arm: arm.name,
             count: self.running.len(),
             available: available(),
             cgroup_charge: arm.charge(),
             memory: arm.footprint(&self.running),
-        }
+            cpu_percent: used.as_secs_f64() * 100.0 / begun.elapsed().as_secs_f64(),
+        })
     }
 }
 

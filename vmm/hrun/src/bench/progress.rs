@@ -10,6 +10,7 @@ use crate::exit;
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
+    shown: bool,
     lines: bool,
 }
 
@@ -27,6 +28,7 @@ impl Progress {
             .progress_chars("=> ");
         Self {
             bar: ProgressBar::with_draw_target(Some(1), target).with_style(style),
+            shown,
             lines: shown && !terminal,
         }
     }
@@ -50,8 +52,10 @@ impl Progress {
 
     /// Says something that stays.
     pub(crate) fn note(&self, text: &str) {
-        self.bar
-            .suspend(|| exit::print_error(&format!("hrun bench: {text}\n")));
+        if self.shown {
+            self.bar
+                .suspend(|| exit::print_error(&format!("hrun bench: {text}\n")));
+        }
     }
 
     /// Nothing more to come.

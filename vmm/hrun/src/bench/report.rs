@@ -65,6 +65,8 @@ pub(crate) struct Idle {
     pub(crate) memory: Footprint,
     pub(crate) cgroup_charge: Option<u64>,
     pub(crate) available: u64,
+    /// CPU time that all of them use, in hundredths of one CPU.
+    pub(crate) cpu_percent: f64,
 }
 
 /// As many idle containers as there is room for.

@@ -183,6 +183,8 @@ fn idle(report: &Report) -> Option<String> {
             let charge = idle.cgroup_charge.zip(none.cgroup_charge);
             row.push(charge.map_or(NOTHING.into(), |(now, before)| of(now, before)));
             row.push(of(none.available, idle.available));
+            let cpu = (idle.cpu_percent - none.cpu_percent) / idle.count as f64;
+            row.push(format!("{:.2}", cpu.max(0.0)));
             rows.push(row);
         }
         if let Some(slope) = report.available_slope(arm)
@@ -202,11 +204,13 @@ fn idle(report: &Report) -> Option<String> {
         "app",
         "CGROUP",
         "AVAILABLE",
+        "CPU %",
         "SLOPE",
     ];
     let mut text = titled(
-        "Idle containers (sleep), MiB for each of N: proportional set, private dirty pages and \
-         whose they are, charge of the cgroup, loss of MemAvailable and its slope over all N",
+        "Idle containers (sleep), MiB for each of N: proportional set size; private dirty pages, and \
+         whose they are; charge of\nthe cgroup; loss of MemAvailable; CPU in % of one; slope of \
+         MemAvailable over all N, everything included",
         &head,
         &rows,
     )?;

@@ -94,6 +94,8 @@ pub(crate) struct BenchArgs {
 pub(crate) fn execute(args: &BenchArgs) -> anyhow::Result<()> {
     let plan = args.plan()?;
     host::require_root()?;
+    // Comes back in another process. Without unshare(1) the mounts are made here.
+    let _ = bench::namespace::enter();
     let dirs = Dirs::from_env()?;
     let store = super::image::open_store(&dirs)?;
     let image = store.find(&plan.image)?;

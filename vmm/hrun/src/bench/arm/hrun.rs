@@ -10,7 +10,7 @@ use clap::CommandFactory;
 
 use super::{Common, Start};
 use crate::{
-    bench::{cgroup::Group, launch::Running},
+    bench::{cgroup::Group, launch::Running, namespace},
     cli::Cli,
     host,
     parts::Parts,
@@ -76,6 +76,7 @@ impl Hrun {
             .env("HRUN_STORE", &self.store)
             .env("HRUN_STATE", &self.state)
             .env_remove("HRUN_START")
+            .env_remove(namespace::INSIDE)
             .stdin(Stdio::null());
         command
     }

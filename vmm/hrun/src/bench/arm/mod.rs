@@ -273,12 +273,21 @@ impl Arm {
     /// Waits until the arm has nothing left to do in the background: VMs to take apart, a pool to
     /// fill. Otherwise the next arm would pay for it, and nobody would count it.
     pub(crate) fn rest(&self, signals: &mut Signals) -> Result<(), ArmError> {
+        self.rest_within(REST_LIMIT, signals)
+    }
+
+    /// The same, but no longer than this: idle containers may be at work for ever.
+    pub(crate) fn rest_within(
+        &self,
+        limit: Duration,
+        signals: &mut Signals,
+    ) -> Result<(), ArmError> {
         let wanted = match self.daemon() {
             Some(_) => REST_OF_DAEMON,
             None => REST,
         };
         let step = REST / 2;
-        let deadline = Instant::now() + REST_LIMIT;
+        let deadline = Instant::now() + limit;
         let mut before = self.cpu();
         let mut quiet = Duration::ZERO;
         while quiet < wanted && Instant::now() < deadline {

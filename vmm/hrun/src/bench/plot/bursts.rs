@@ -91,7 +91,6 @@ fn labels(svg: &mut Svg, lines: &[Line], axis: Log, x: &impl Fn(usize) -> f64) {
         let y = y.max(free);
         free = y + LABEL;
         let text = format!("{arm} {}/s", number(rate));
-        let style = Style::LABEL.colored(color(arm)).bold();
-        svg.text(x(place) + 12.0, y + 4.0, &text, style);
+        svg.text(x(place) + 12.0, y + 4.0, &text, Style::LABEL);
     }
 }

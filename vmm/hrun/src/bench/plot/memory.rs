@@ -119,7 +119,7 @@ fn draw(svg: &mut Svg, bar: &Bar, axis: Linear, top: f64) {
     if let Some(slope) = bar.slope {
         let x = axis.place(slope.max(0.0));
         svg.line((x, middle - 17.0), (x, middle + 17.0), INK, 2.0);
-        text.push_str(&format!(", {slope:.1} of MemAvailable"));
+        text.push_str(&format!(", slope {slope:.1}"));
         end = end.max(x);
     }
     svg.text(end + 8.0, middle + 4.0, &text, Style::LABEL);

@@ -15,7 +15,7 @@ fn color(arm: &str) -> &'static str {
     match arm {
         "pool" => "#0b4f9e",
         "template" => "#3d8bd4",
-        "cold" => "#93c5ee",
+        "cold" => "#7fbaec",
         "crun" => "#e07b1a",
         _ => "#8a4b08",
     }
@@ -134,6 +134,7 @@ pub(crate) mod tests {
                 },
                 cgroup_charge: Some(1 << 20),
                 available: 1 << 30,
+                cpu_percent: 0.5,
             });
         }
         for work in &WORKS {

@@ -63,14 +63,12 @@ fn panel(svg: &mut Svg, title: &str, rows: &[(&'static str, Vec<f64>)], axis: Lo
     for (x, text) in [(700.0, "p50"), (760.0, "p90"), (820.0, "p99")] {
         svg.text(x, top - 14.0, text, head);
     }
-    svg.text(836.0, top - 14.0, "ms", head.anchored(Anchor::Start));
     for value in axis.ticks() {
         let x = axis.place(value);
         svg.line((x, top), (x, bottom), FAINT, 1.0);
         svg.text(x, bottom + 16.0, &tick(value), Style::TICK);
     }
-    let unit = Style::TICK.anchored(Anchor::Start);
-    svg.text(RIGHT + 12.0, bottom + 16.0, "ms, logarithmic", unit);
+    svg.text(820.0, bottom + 16.0, "ms, logarithmic", head);
     for (row, (arm, samples)) in rows.iter().enumerate() {
         let middle = top + (row as f64 + 0.5) * ROW;
         svg.text(24.0, middle + 4.0, arm, Style::LABEL);
@@ -79,7 +77,7 @@ fn panel(svg: &mut Svg, title: &str, rows: &[(&'static str, Vec<f64>)], axis: Lo
         };
         for (index, sample) in samples.iter().enumerate() {
             // Seven lanes, so that equal samples are seen beside each other.
-            let lane = (index * 3 % 7) as f64 - 3.0;
+            let lane = ((index + 1) * 3 % 7) as f64 - 3.0;
             let x = axis.place(*sample);
             svg.dot(x, middle + lane * 3.0, 3.2, color(arm), 0.45);
         }
