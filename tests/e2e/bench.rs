@@ -12,15 +12,14 @@ use tests::{Case, Invocation, Outcome, Test};
 const TIMEOUT: Duration = Duration::from_secs(900);
 
 pub(crate) fn tests() -> Vec<Test> {
-    let mut tests = crate::tests![
+    let anywhere = crate::tests![what_is_missing_is_named, what_is_unknown_is_refused];
+    crate::tests![
         a_small_benchmark_measures_every_part,
         an_interrupted_benchmark_keeps_what_it_has_and_cleans_up,
     ]
-    .to_vec();
-    tests.extend(
-        crate::tests![what_is_missing_is_named, what_is_unknown_is_refused].map(Test::without_vm),
-    );
-    tests
+    .into_iter()
+    .chain(anywhere.map(Test::without_vm))
+    .collect()
 }
 
 /// `hrun bench`, with its directories where litter is looked for.

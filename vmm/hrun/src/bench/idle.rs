@@ -56,7 +56,7 @@ pub(super) fn memory(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
             Ok(())
         };
         let measured = measure();
-        arm.end(crowd.running, signals);
+        arm.end(crowd.running);
         arm.rest(signals)?;
         measured
     })?;
@@ -84,7 +84,7 @@ pub(super) fn density(bench: &mut Bench<'_>, most: usize) -> Result<(), Interrup
         let rested = arm.rest_within(REST, signals);
         let available_after = available();
         let count = crowd.running.len();
-        arm.end(crowd.running, signals);
+        arm.end(crowd.running);
         arm.rest(signals)?;
         rested?;
         report.density.push(Density {

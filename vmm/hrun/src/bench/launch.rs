@@ -249,6 +249,17 @@ pub(crate) fn wait(
     Ok(())
 }
 
+/// Waits for the end of all, whatever it is like, and says whether it came in time. Signals do
+/// not matter here.
+pub(crate) fn ended(all: &mut [Running], limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    all.iter_mut().all(|running| {
+        let mut fds = [PollFd::new(&running.pidfd, PollFlags::IN)];
+        let ended = poll::wait(&mut fds, Some(deadline)).unwrap_or(false);
+        running.progress(false, ended).is_ok() && ended
+    })
+}
+
 /// Starts one command and waits for its good end.
 #[cfg(test)]
 fn run(
@@ -376,6 +387,16 @@ mod tests {
         let mut all = [Running::start(&mut sh("exit 0")).unwrap()];
         let error = wait(&mut all, Until::Bytes(1), LIMIT, &mut Signals::none()).unwrap_err();
         assert!(matches!(error, LaunchError::Failed { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_end_is_seen_whatever_it_is_like() {
+        let mut all =
+            ["exit 3", "sleep 1000"].map(|script| Running::start(&mut sh(script)).unwrap());
+        assert!(ended(&mut all[..1], LIMIT));
+        assert!(!ended(&mut all, Duration::from_millis(20)));
+        all[1].terminate();
+        assert!(ended(&mut all, LIMIT));
     }
 
     #[test]

@@ -23,6 +23,9 @@ use crate::signals::Signals;
 /// How long a piece of work may take: it is tried in growing sizes.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a shell may take to end that has nothing to do.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A kind of work; `N` in its script stands for the size of the piece.
 #[derive(Debug)]
 pub(crate) struct Work {
@@ -118,13 +121,26 @@ pub(crate) const WORKS: [Work; 8] = [
     },
 ];
 
+/// Shells by the names of their arms.
+type Shells = Vec<(&'static str, Shell)>;
+
 /// All kinds of work in all arms, in turns.
 pub(super) fn measure(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
-    let rounds = bench.plan.work_rounds;
-    let steps = (rounds * WORKS.len() + 1) * bench.arms.len();
+    let steps = (bench.plan.work_rounds * WORKS.len() + 1) * bench.arms.len();
     let deadline = bench.begin(Part::Work, steps);
+    let mut shells = Shells::new();
+    let measured = all(bench, &mut shells, deadline);
+    for (name, shell) in shells {
+        if let Some(arm) = bench.arms.iter_mut().find(|arm| arm.name == name) {
+            shell.close(arm);
+        }
+    }
+    measured
+}
+
+fn all(bench: &mut Bench<'_>, shells: &mut Shells, deadline: Instant) -> Result<(), Interrupt> {
+    let rounds = bench.plan.work_rounds;
     let target = Duration::from_millis(bench.plan.work_ms);
-    let mut shells: Vec<(&'static str, Shell)> = Vec::new();
     bench.turn("shell", |arm, signals, _| {
         shells.push((arm.name, Shell::open(arm, signals)?));
         Ok(())
@@ -134,7 +150,6 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
             if Instant::now() >= deadline {
                 let done = round * WORKS.len() + index;
                 bench.cut(Part::Work, done, rounds * WORKS.len(), "pieces of work");
-                close(shells, bench);
                 return Ok(());
             }
             bench.turn(work.name, |arm, signals, report| {
@@ -153,7 +168,7 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
                     }),
                     Err(error) => {
                         // Whatever it is doing: with this shell it cannot go on.
-                        shells.remove(place);
+                        shells.remove(place).1.close(arm);
                         return Err(error.into());
                     }
                 }
@@ -161,25 +176,15 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
             })?;
         }
     }
-    close(shells, bench);
     Ok(())
-}
-
-/// Lets the shells end in their own time.
-fn close(shells: Vec<(&'static str, Shell)>, bench: &mut Bench<'_>) {
-    for (_, mut shell) in shells {
-        shell.stdin = None;
-        // Who does not is ended by force when it is dropped.
-        let _ = launch::wait(&mut shell.running, Until::Exit, LIMIT, bench.signals);
-    }
 }
 
 /// A shell in a container.
 #[derive(Debug)]
 struct Shell {
-    /// Closed first when this is dropped, so that the shell ends by itself.
+    /// The shell ends by itself when this is closed.
     stdin: Option<ChildStdin>,
-    running: [Running; 1],
+    running: Vec<Running>,
     said: usize,
     /// The sizes that were found to take long enough, by kind of work.
     sizes: [u64; WORKS.len()],
@@ -199,13 +204,26 @@ impl Shell {
         let mut running = started.pop().expect("one was started");
         let mut shell = Self {
             stdin: running.take_stdin(),
-            running: [running],
+            running: vec![running],
             said: 0,
             sizes: WORKS.each_ref().map(|work| work.sizes.0),
             nothing: [Duration::MAX; WORKS.len()],
         };
-        shell.run("mkdir -p /hrun-bench", START_LIMIT, signals)?;
-        Ok(shell)
+        match shell.run("mkdir -p /hrun-bench", START_LIMIT, signals) {
+            Ok(_) => Ok(shell),
+            Err(error) => {
+                shell.close(arm);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Lets the shell end in its own time, or what it does at the moment by force.
+    fn close(mut self, arm: &mut Arm) {
+        self.stdin = None;
+        if !launch::ended(&mut self.running, PATIENCE) {
+            arm.end(self.running);
+        }
     }
 
     /// Runs a script and gives the time from its being sent to its being done.

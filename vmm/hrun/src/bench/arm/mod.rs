@@ -35,6 +35,10 @@ const REST_OF_DAEMON: Duration = Duration::from_millis(200);
 /// Longest wait for that.
 const REST_LIMIT: Duration = Duration::from_secs(60);
 
+/// How often containers are told to end, and how long they may take each time.
+const END_ATTEMPTS: u32 = 10;
+const END_LIMIT: Duration = Duration::from_secs(2);
+
 /// How the arms are called, in the order of tables and plots.
 pub(crate) const NAMES: [&str; 5] = ["pool", "template", "cold", "crun", "runc"];
 
@@ -232,14 +236,20 @@ impl Arm {
         }
     }
 
-    /// Ends containers that would not end by themselves, all of slots 0 to `running.len()`.
-    pub(crate) fn end(&mut self, mut running: Vec<Running>, signals: &mut Signals) {
-        match &self.runner {
-            Runner::Hrun(hrun) => hrun.end(running.len()),
-            Runner::Oci(oci) => oci.end(running.len()),
+    /// Ends containers that would not end by themselves, all of slots 0 to `running.len()`. This
+    /// is done in full even if a signal asks for haste: it takes a moment, the other ways more.
+    pub(crate) fn end(&mut self, mut running: Vec<Running>) {
+        // One that is only just being made is not there yet to be killed: it is the next time.
+        for _ in 0..END_ATTEMPTS {
+            match &self.runner {
+                Runner::Hrun(hrun) => hrun.end(running.len()),
+                Runner::Oci(oci) => oci.end(running.len()),
+            }
+            if launch::ended(&mut running, END_LIMIT) {
+                return;
+            }
         }
-        // Who is left after this is ended by force when it is dropped.
-        let _ = launch::wait(&mut running, Until::Exit, START_LIMIT, signals);
+        // Who is left now is ended by force when it is dropped.
     }
 
     /// CPU time that the arm has used so far, in processes that have ended and in those that
