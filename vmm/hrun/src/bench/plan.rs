@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) idle: Vec<usize>,
     /// Most containers that the cold arm runs at once.
     pub(crate) cold_most: usize,
+    /// Whether the cold arm works, too, if there are other VMs: one that runs is like the other.
+    pub(crate) cold_works: bool,
     /// Idle containers to try for until memory is full; none: not tried.
     pub(crate) density: Option<usize>,
     pub(crate) work_rounds: usize,
@@ -115,6 +117,7 @@ mod tests {
             burst_rounds: 0,
             idle: Vec::new(),
             cold_most: 0,
+            cold_works: false,
             density: None,
             work_rounds: 0,
             work_ms: 0,

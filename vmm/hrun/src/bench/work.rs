@@ -141,7 +141,13 @@ pub(super) fn measure(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
 fn all(bench: &mut Bench<'_>, shells: &mut Shells, deadline: Instant) -> Result<(), Interrupt> {
     let rounds = bench.plan.work_rounds;
     let target = Duration::from_millis(bench.plan.work_ms);
+    let others = bench.arms.iter().any(|arm| arm.is_vm() && !arm.boots());
+    let cold_works = bench.plan.cold_works || !others;
     bench.turn("shell", |arm, signals, _| {
+        let wanted = cold_works || !arm.boots();
+        if !wanted || Instant::now() >= deadline {
+            return Ok(());
+        }
         shells.push((arm.name, Shell::open(arm, signals)?));
         Ok(())
     })?;

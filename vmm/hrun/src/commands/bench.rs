@@ -74,7 +74,7 @@ pub(crate) struct BenchArgs {
     /// VMs that the pool holds ready [default: the most starts at once]
     #[arg(long, value_name = "N")]
     pool_size: Option<usize>,
-    /// Seconds after which it ends with what it has [default: 3600, quick 160]
+    /// Seconds after which it ends with what it has [default: 3600, quick 150]
     #[arg(long, value_name = "SECONDS")]
     time_limit: Option<u64>,
     /// Number that decides the order of turns
@@ -176,6 +176,7 @@ impl BenchArgs {
             warm_up: either(2, 1),
             burst_rounds: either(3, 1),
             cold_most: self.cold_most.unwrap_or_else(|| either(16, 2)),
+            cold_works: !self.quick,
             density: self.density,
             work_rounds: either(3, 1),
             work_ms: either(1000, 300) as u64,
@@ -183,7 +184,7 @@ impl BenchArgs {
                 .pool_size
                 .unwrap_or_else(|| at_once.last().copied().unwrap_or(1))
                 .max(1),
-            time_limit_seconds: self.time_limit.unwrap_or(either(3600, 160) as u64),
+            time_limit_seconds: self.time_limit.unwrap_or(either(3600, 150) as u64),
             seed: self.seed,
             at_once,
             idle,

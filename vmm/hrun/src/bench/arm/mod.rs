@@ -202,6 +202,11 @@ impl Arm {
         self.name == "cold"
     }
 
+    /// Whether its containers are VMs.
+    pub(crate) fn is_vm(&self) -> bool {
+        matches!(self.runner, Runner::Hrun(_))
+    }
+
     /// Starts containers, all at the same moment. Whatever can be made ready beforehand is.
     pub(crate) fn launch(&mut self, starts: &[Start<'_>]) -> Result<Vec<Running>, ArmError> {
         let mut commands = starts

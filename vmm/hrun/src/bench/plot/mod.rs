@@ -72,6 +72,7 @@ pub(crate) mod tests {
             burst_rounds: 1,
             idle: vec![1],
             cold_most: 9,
+            cold_works: true,
             density: None,
             work_rounds: 1,
             work_ms: 1,
