@@ -38,7 +38,7 @@ pub(super) fn memory(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
     let deadline = bench.begin(Part::Idle, bench.arms.len());
     let cold_most = bench.plan.cold_most;
     let mut cut = Vec::new();
-    bench.turn("idle containers", |arm, signals, report| {
+    bench.turn_cold_last("idle containers", |arm, signals, report| {
         let mut crowd = Crowd::default();
         let mut measure = || {
             report.idle.push(crowd.measured(arm, signals)?);

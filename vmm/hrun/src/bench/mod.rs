@@ -232,9 +232,31 @@ impl Bench<'_> {
     fn turn(
         &mut self,
         what: &str,
+        measure: impl FnMut(&mut Arm, &mut Signals, &mut Report) -> Result<(), ArmError>,
+    ) -> Result<(), Interrupt> {
+        let order = self.order.of(self.arms.len());
+        self.turn_in(&order, what, measure)
+    }
+
+    /// The same, but the cold arm comes last: if the time does not do for all, the others have
+    /// had theirs.
+    fn turn_cold_last(
+        &mut self,
+        what: &str,
+        measure: impl FnMut(&mut Arm, &mut Signals, &mut Report) -> Result<(), ArmError>,
+    ) -> Result<(), Interrupt> {
+        let mut order = self.order.of(self.arms.len());
+        order.sort_by_key(|&index| self.arms[index].boots());
+        self.turn_in(&order, what, measure)
+    }
+
+    fn turn_in(
+        &mut self,
+        order: &[usize],
+        what: &str,
         mut measure: impl FnMut(&mut Arm, &mut Signals, &mut Report) -> Result<(), ArmError>,
     ) -> Result<(), Interrupt> {
-        for index in self.order.of(self.arms.len()) {
+        for &index in order {
             let arm = &mut self.arms[index];
             if self.strikes[index] >= STRIKES {
                 continue;

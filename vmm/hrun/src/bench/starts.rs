@@ -82,7 +82,7 @@ pub(super) fn bursts(bench: &mut Bench<'_>) -> Result<(), Interrupt> {
                 bench.cut(Part::Bursts, round * counts.len() + done, all, "bursts");
                 return Ok(());
             }
-            bench.turn(&format!("{count} at once"), |arm, signals, report| {
+            bench.turn_cold_last(&format!("{count} at once"), |arm, signals, report| {
                 let possible = count <= arm.burst() && (count <= cold_most || !arm.boots());
                 if possible {
                     report.bursts.push(burst(arm, round, count, signals)?);
