@@ -19,7 +19,7 @@ CARGO ?= cargo
 # Where `make install` puts things; DESTDIR goes in front, for packagers.
 PREFIX ?= /usr/local
 DESTDIR ?=
-# How long each fuzz target runs, how often the benchmark boots, and arguments for the test binary.
+# How long each fuzz target runs, how often bench-boot boots, and arguments for tests and benchmarks.
 FUZZ_SECONDS ?= 60
 BENCH_ROUNDS ?= 5
 ARGS ?=
@@ -30,7 +30,8 @@ KERNEL_PACKAGES := bc bison flex gcc libc6-dev libelf-dev make patch perl xz-uti
 BUILD_PACKAGES := $(KERNEL_PACKAGES) cpio
 DEMO_PACKAGES := busybox-static umoci
 TEST_PACKAGES := $(DEMO_PACKAGES) g++ mmdebstrap skopeo
-BENCH_PACKAGES := qemu-system-x86
+BENCH_PACKAGES := $(DEMO_PACKAGES) crun runc
+BENCH_BOOT_PACKAGES := qemu-system-x86
 
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
@@ -127,15 +128,31 @@ images: deps-test ## Make the images that the end-to-end tests run
 	tests/images/variants.sh $(TARGET)/test-images/busybox $(TARGET)/test-images/variants
 	tests/images/debian.sh $(TARGET)/test-images/debian
 
+##@ Measuring
+
+# A store of its own; only bench-boot needs qemu, which is large.
+.PHONY: bench bench-quick
+bench: bench-image ## Measure hrun against crun and runc; ARGS=--help tells what else it can do
+	$(BENCH) --output $(TARGET)/bench/results $(ARGS)
+bench-quick: bench-image ## The same within three minutes, with few samples
+	$(BENCH) --quick --output $(TARGET)/bench/results-quick $(ARGS)
+
+BENCH = $(AS_ROOT) env HRUN_STORE=$(TARGET)/bench/store $(HRUN) bench
+
+.PHONY: bench-image
+bench-image: deps-bench build
+	tests/images/busybox.sh $(TARGET)/bench/image
+	$(AS_ROOT) env HRUN_STORE=$(TARGET)/bench/store $(HRUN) image load --quiet $(TARGET)/bench/image/busybox >/dev/null
+
 .PHONY: bench-boot
-bench-boot: deps-bench build ## Boot by hrun-vmm and by qemu's microvm in turns and compare
+bench-boot: deps-bench-boot build ## Boot by hrun-vmm and by qemu's microvm in turns and compare
 	$(CARGO) run --locked --release -p tests --bin bench-boot -- --rounds $(BENCH_ROUNDS) $(ARGS)
 
 ##@ Packages that Debian has
 
-.PHONY: deps deps-build deps-demo deps-test deps-bench
+.PHONY: deps deps-build deps-demo deps-test deps-bench deps-bench-boot
 deps: ## Install whatever is missing for everything below
-	@$(call install_packages,$(BUILD_PACKAGES) $(TEST_PACKAGES) $(BENCH_PACKAGES))
+	@$(call install_packages,$(BUILD_PACKAGES) $(TEST_PACKAGES) $(BENCH_PACKAGES) $(BENCH_BOOT_PACKAGES))
 deps-build: ## Install what building needs
 	@$(call install_packages,$(BUILD_PACKAGES))
 deps-demo: ## Install what the demo needs
@@ -144,6 +161,8 @@ deps-test: ## Install what the tests need
 	@$(call install_packages,$(BUILD_PACKAGES) $(TEST_PACKAGES))
 deps-bench: ## Install what the benchmark needs
 	@$(call install_packages,$(BUILD_PACKAGES) $(BENCH_PACKAGES))
+deps-bench-boot: ## Install what bench-boot needs
+	@$(call install_packages,$(BUILD_PACKAGES) $(BENCH_BOOT_PACKAGES))
 
 .PHONY: help
 help: ## Show this

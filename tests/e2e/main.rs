@@ -4,6 +4,7 @@
 //! forms run: 100 starts instead of 20, 64 MiB through a pipe instead of 8.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod cleanup;
 mod debian;
 mod doctor;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         cleanup::tests(),
         errors::tests(),
         doctor::tests(),
+        bench::tests(),
     ];
     Suite::run(topics.into_iter().flatten().collect())
 }

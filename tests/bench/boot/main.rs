@@ -161,7 +161,7 @@ fn print(report: &Report) {
                 println!("{:<10} {median:>10.1} {min:>10.1} {max:>10.1}", result.peer);
             }
             _ => println!(
-                "{:<10} missing: not installed here (make deps-bench)",
+                "{:<10} missing: not installed here (make deps-bench-boot)",
                 result.peer
             ),
         }

@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    commands::{image, ps, rm, run},
+    commands::{bench, image, ps, rm, run},
     exit,
 };
 
@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Load(image::LoadArgs),
     /// Remove images (hrun image rm)
     Rmi(image::RmArgs),
+    /// Measure hrun against containers made of namespaces, on this machine
+    Bench(Box<bench::BenchArgs>),
     /// Check whether this machine can run containers, and say what to do if not
     Doctor(FormatArgs),
     /// Print a completion script for a shell

@@ -4,7 +4,11 @@ use std::io::{self, Write};
 
 use agent_protocol::Failure;
 
-use crate::{commands::run::ImageOrCommand, sandbox::BootError, session::SessionError};
+use crate::{
+    commands::{bench, run::ImageOrCommand},
+    sandbox::BootError,
+    session::SessionError,
+};
 
 /// hrun itself failed, and nothing ran.
 pub(crate) const HRUN_FAILED: u8 = 125;
@@ -23,6 +27,9 @@ const USAGE: u8 = 2;
 pub(crate) fn status_of(error: &anyhow::Error, for_run: bool) -> u8 {
     for cause in error.chain() {
         if let Some(BootError::Interrupted(signal)) = cause.downcast_ref() {
+            return signaled(*signal);
+        }
+        if let Some(bench::Interrupted(signal)) = cause.downcast_ref() {
             return signaled(*signal);
         }
         match cause.downcast_ref() {

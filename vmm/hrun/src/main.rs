@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod bench;
 mod cli;
 mod commands;
 mod container;

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub(crate) mod bench;
 mod completions;
 mod doctor;
 pub(crate) mod image;
@@ -27,6 +28,7 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Images(args) => done(image::ls(&args)),
         Command::Load(args) => done(image::load(&args)),
         Command::Rmi(args) => done(image::rm(&args)),
+        Command::Bench(args) => done(bench::execute(&args)),
         Command::Doctor(args) => doctor::execute(args.format),
         Command::Completions { shell } => done(completions::execute(shell)),
         Command::Version => done(print(&format!("hrun {}\n", env!("CARGO_PKG_VERSION")))),
