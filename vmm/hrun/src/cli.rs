@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    commands::{image, ps, rm, run},
+    commands::{image, pool, ps, rm, run},
     exit,
 };
 
@@ -62,6 +62,9 @@ pub(crate) enum Command {
     Load(image::LoadArgs),
     /// Remove images (hrun image rm)
     Rmi(image::RmArgs),
+    /// Keep VMs ready, so that containers start faster
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
     /// Check whether this machine can run containers, and say what to do if not
     Doctor(FormatArgs),
     /// Print a completion script for a shell

@@ -15,6 +15,7 @@ mod memory;
 mod options;
 mod parts;
 mod poll;
+mod pool;
 mod relay;
 mod sandbox;
 mod session;

@@ -3,6 +3,7 @@
 mod completions;
 mod doctor;
 pub(crate) mod image;
+pub(crate) mod pool;
 pub(crate) mod ps;
 pub(crate) mod rm;
 pub(crate) mod run;
@@ -27,6 +28,7 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Images(args) => done(image::ls(&args)),
         Command::Load(args) => done(image::load(&args)),
         Command::Rmi(args) => done(image::rm(&args)),
+        Command::Pool(command) => done(pool::execute(&command)),
         Command::Doctor(args) => doctor::execute(args.format),
         Command::Completions { shell } => done(completions::execute(shell)),
         Command::Version => done(print(&format!("hrun {}\n", env!("CARGO_PKG_VERSION")))),

@@ -11,7 +11,7 @@ use agent_protocol::{ExitStatus, Stdio};
 use anyhow::{Context, anyhow};
 use image::{FindError, Image, Store};
 
-pub(crate) use args::{RunArgs, TimelineFormat};
+pub(crate) use args::{RunArgs, TimelineFormat, cpus, memory};
 
 use crate::{
     agent::Control,
@@ -226,7 +226,8 @@ fn absolute(path: Option<&Path>) -> anyhow::Result<Option<std::path::PathBuf>> {
     .transpose()
 }
 
-fn boot_timeout() -> anyhow::Result<Duration> {
+/// How long a VM may take to become ready.
+pub(crate) fn boot_timeout() -> anyhow::Result<Duration> {
     match env::var("HRUN_BOOT_TIMEOUT") {
         Err(_) => Ok(BOOT_TIMEOUT),
         Ok(text) => text
