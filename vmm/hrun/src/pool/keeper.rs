@@ -202,8 +202,13 @@ impl Keeper {
             Ok(pidfd) => pidfd,
             Err(error) => return log(&format!("a VM cannot be watched: {error}")),
         };
-        if self.handed_out.borrow_mut().remove(&id).is_some() {
+        let was_handed_out = self.handed_out.borrow_mut().remove(&id).is_some();
+        if was_handed_out {
             reap(pidfd.get_ref());
+            if self.handed_out.borrow().is_empty() {
+                self.stock.borrow_mut().nobody_runs();
+                self.changed.notify_one();
+            }
             return;
         }
         let Some((class, waiting)) = self.stock.borrow_mut().ended(id) else {

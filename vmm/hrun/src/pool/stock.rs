@@ -241,6 +241,11 @@ impl<V> Stock<V> {
         })
     }
 
+    /// None of the VMs that were handed out runs any more: nobody is disturbed.
+    pub(super) fn nobody_runs(&mut self) {
+        self.last_claim = None;
+    }
+
     /// Why a VM that was waiting since then has ended.
     pub(super) fn died(&mut self, class: Class, since: Instant, trouble: String, now: Instant) {
         if let Some(kept) = self.find(class) {

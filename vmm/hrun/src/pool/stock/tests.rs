@@ -108,6 +108,16 @@ fn nothing_is_loaded_beside_a_container_that_was_just_started() {
 }
 
 #[test]
+fn a_container_that_has_ended_is_not_waited_for() {
+    let mut bench = Bench::keeping(SMALL, 2);
+    bench.fill();
+    bench.claim(SMALL, "key").unwrap();
+    assert_eq!(bench.fill(), 0);
+    bench.stock.nobody_runs();
+    assert_eq!(bench.fill(), 1);
+}
+
+#[test]
 fn a_pool_that_is_never_left_alone_fills_up_all_the_same() {
     let mut bench = Bench::keeping(SMALL, 100);
     bench.fill();
