@@ -11,6 +11,7 @@ mod environment;
 mod errors;
 mod hostile;
 mod image;
+mod pool;
 mod resources;
 mod run;
 mod signals;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         resources::tests(),
         image::tests(),
         debian::tests(),
+        pool::tests(),
         cleanup::tests(),
         errors::tests(),
         doctor::tests(),
