@@ -130,6 +130,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         way: args.start,
         class: options.class(),
         parts: &parts,
+        dirs: &dirs,
         templates: &templates,
         timeline,
         timeout: boot_timeout()?,
