@@ -85,6 +85,10 @@ install: build ## Install below PREFIX (/usr/local)
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/libexec/hrun $(TARGET)/release/hrun-vmm
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/hrun \
 		$(TARGET)/guest/vmlinux $(TARGET)/guest/initramfs.cpio
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|@PREFIX@|$(PREFIX)|' vmm/hrun/systemd/hrun-pool.service \
+		> $(DESTDIR)$(PREFIX)/lib/systemd/system/hrun-pool.service
+	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/hrun-pool.service
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -82,6 +82,13 @@ fn an_installed_hrun_finds_its_parts(case: &Case) -> Result<()> {
             outcome.describe()
         );
     }
+    let unit = root.join("usr/lib/systemd/system/hrun-pool.service");
+    let unit = std::fs::read_to_string(unit).context("the pool's unit is installed")?;
+    ensure!(
+        unit.contains("\nExecStart=/usr/bin/hrun pool serve"),
+        "{unit}"
+    );
+    ensure!(!unit.contains('@'), "{unit}");
     Ok(())
 }
 

@@ -12,6 +12,7 @@ mod environment;
 mod errors;
 mod hostile;
 mod image;
+mod pool;
 mod resources;
 mod run;
 mod signals;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         resources::tests(),
         image::tests(),
         debian::tests(),
+        pool::tests(),
         cleanup::tests(),
         errors::tests(),
         doctor::tests(),

@@ -1,6 +1,10 @@
 //! Messages of the VMM, to standard error: few, because a guest can provoke them.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    fmt,
+    io::{self, Write},
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -19,9 +23,9 @@ impl Log for StandardError {
     fn log(&self, record: &Record) {
         let count = self.messages.fetch_add(1, Ordering::Relaxed);
         if count < MAX_MESSAGES {
-            eprintln!("hrun-vmm: {}: {}", record.level(), record.args());
+            print(format_args!("{}: {}", record.level(), record.args()));
         } else if count == MAX_MESSAGES {
-            eprintln!("hrun-vmm: no further messages after {MAX_MESSAGES}");
+            print(format_args!("no further messages after {MAX_MESSAGES}"));
         } else {
             // Keeps the counter from wrapping around.
             self.messages.store(MAX_MESSAGES + 1, Ordering::Relaxed);
@@ -29,6 +33,12 @@ impl Log for StandardError {
     }
 
     fn flush(&self) {}
+}
+
+/// Says something on standard error. Whoever read it may be gone, as a pool's daemon is that was
+/// killed: its VMs live on, and must not panic for that.
+pub fn print(text: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "hrun-vmm: {text}");
 }
 
 static LOGGER: StandardError = StandardError {

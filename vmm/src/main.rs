@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         None => (ExitReason::BadConfig, USAGE.into()),
     };
     if reason != ExitReason::Shutdown {
-        eprintln!("hrun-vmm: {message}");
+        logger::print(format_args!("{message}"));
     }
     ExitCode::from(reason.code())
 }

@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    commands::{bench, image, ps, rm, run},
+    commands::{bench, image, pool, ps, rm, run, template},
     exit,
 };
 
@@ -64,6 +64,12 @@ pub(crate) enum Command {
     Rmi(image::RmArgs),
     /// Measure hrun against containers made of namespaces, on this machine
     Bench(Box<bench::BenchArgs>),
+    /// Keep VMs ready, so that containers start faster
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
+    /// Manage the saved VMs that containers start from
+    #[command(subcommand)]
+    Template(template::TemplateCommand),
     /// Check whether this machine can run containers, and say what to do if not
     Doctor(FormatArgs),
     /// Print a completion script for a shell

@@ -6,8 +6,8 @@ use image::{RemoveError, StoreError};
 
 use crate::{
     commands::run::ImageOrCommand, container::ContainerError, host::HostError,
-    options::volume::VolumeError, parts::PartsError, relay::RelayError, sandbox::BootError,
-    session::SessionError, spec::SpecError,
+    options::volume::VolumeError, parts::PartsError, pool::client::ClientError, relay::RelayError,
+    sandbox::BootError, session::SessionError, spec::SpecError,
 };
 
 /// An image that a stopped container needs.
@@ -24,6 +24,7 @@ pub(crate) fn for_error(error: &anyhow::Error) -> Option<String> {
         host(cause)
             .or_else(|| store(cause))
             .or_else(|| containers(cause))
+            .or_else(|| pool(cause))
             .or_else(|| disk(cause))
     })
 }
@@ -108,6 +109,20 @@ fn containers(cause: &Cause) -> Option<String> {
     let error: &VolumeError = cause.downcast_ref()?;
     matches!(error, VolumeError::Form(_))
         .then(|| "for example -v /srv/data:/data or -v ./src:/src:ro".into())
+}
+
+fn pool(cause: &Cause) -> Option<String> {
+    match cause.downcast_ref()? {
+        ClientError::NoDaemon(_) => Some(
+            "start one: `systemctl start hrun-pool`, or `hrun pool serve` in a terminal; hrun run \
+             does without"
+                .into(),
+        ),
+        ClientError::Answer => {
+            Some("daemon and hrun are of two versions: `systemctl restart hrun-pool`".into())
+        }
+        _ => None,
+    }
 }
 
 fn disk(cause: &Cause) -> Option<String> {

@@ -16,6 +16,7 @@ mod memory;
 mod options;
 mod parts;
 mod poll;
+mod pool;
 mod relay;
 mod sandbox;
 mod session;

@@ -4,9 +4,11 @@ pub(crate) mod bench;
 mod completions;
 mod doctor;
 pub(crate) mod image;
+pub(crate) mod pool;
 pub(crate) mod ps;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod template;
 
 use std::io::{self, Write};
 
@@ -29,6 +31,8 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Load(args) => done(image::load(&args)),
         Command::Rmi(args) => done(image::rm(&args)),
         Command::Bench(args) => done(bench::execute(&args)),
+        Command::Pool(command) => done(pool::execute(&command)),
+        Command::Template(command) => done(template::execute(&command)),
         Command::Doctor(args) => doctor::execute(args.format),
         Command::Completions { shell } => done(completions::execute(shell)),
         Command::Version => done(print(&format!("hrun {}\n", env!("CARGO_PKG_VERSION")))),

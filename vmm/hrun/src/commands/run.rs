@@ -11,7 +11,7 @@ use agent_protocol::{ExitStatus, Stdio};
 use anyhow::{Context, anyhow};
 use image::{FindError, Image, Store};
 
-pub(crate) use args::{RunArgs, TimelineFormat};
+pub(crate) use args::{RunArgs, TimelineFormat, cpus, memory};
 
 use crate::{
     agent::Control,
@@ -130,6 +130,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         way: args.start,
         class: options.class(),
         parts: &parts,
+        dirs: &dirs,
         templates: &templates,
         timeline,
         timeout: boot_timeout()?,
@@ -149,40 +150,50 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         proxy_signals: args.sig_proxy,
     };
     let outcome = session::run(sandbox.vsock(), start, &mut signals, timeline);
-    let (code, outcome) = finish(sandbox, outcome);
-    timeline.mark("VM ended");
+    let mut sandbox = Some(sandbox);
+    let (code, outcome) = finish(&mut sandbox, outcome, args.profile.is_some());
     match code {
         Some(code) => container.settle(code)?,
         // Nothing has run: nothing stays.
         None => drop(container),
     }
+    timeline.mark("container settled");
+    drop(sandbox);
+    timeline.mark("VM gone");
     outcome
 }
 
-/// Takes the VM apart. Gives the status to be written down, if anything ran, and hrun's own.
+/// Begins to take the VM apart. Gives the status to be written down, if anything ran, and hrun's
+/// own.
 fn finish(
-    sandbox: Sandbox,
+    sandbox: &mut Option<Sandbox>,
     outcome: Result<(Control, ExitStatus), SessionError>,
+    wants_profile: bool,
 ) -> (Option<u8>, anyhow::Result<u8>) {
     match outcome {
-        Ok((mut control, status)) => {
+        Ok((_, status)) => {
             let code = status.code();
-            let ended = sandbox
-                .shutdown(&mut control)
-                .context("Failed to end the container's VM");
+            let ended = sandbox.as_mut().map_or(Ok(()), |sandbox| {
+                if wants_profile {
+                    sandbox.stop()
+                } else {
+                    sandbox.end()
+                }
+            });
+            let ended = ended.context("Failed to end the container's VM");
             (Some(code), ended.map(|()| code))
         }
         Err(error @ (SessionError::Connect(_) | SessionError::Control(_))) => {
             let started = matches!(error, SessionError::Control(_));
-            let error = match sandbox.post_mortem() {
-                Ok(Some(ended)) => anyhow::Error::new(VmLost(ended)),
-                Ok(None) | Err(_) => anyhow::Error::new(error),
+            let error = match sandbox.take().map(Sandbox::post_mortem) {
+                Some(Ok(Some(ended))) => anyhow::Error::new(VmLost(ended)),
+                _ => anyhow::Error::new(error),
             };
             (started.then_some(exit::HRUN_FAILED), Err(error))
         }
         Err(error) => {
             // The process may go on: the VM ends with its owner, right here.
-            drop(sandbox);
+            drop(sandbox.take());
             let error = anyhow::Error::new(error);
             let code = exit::status_of(&error, true);
             ((code != exit::HRUN_FAILED).then_some(code), Err(error))
@@ -226,7 +237,8 @@ fn absolute(path: Option<&Path>) -> anyhow::Result<Option<std::path::PathBuf>> {
     .transpose()
 }
 
-fn boot_timeout() -> anyhow::Result<Duration> {
+/// How long a VM may take to become ready.
+pub(crate) fn boot_timeout() -> anyhow::Result<Duration> {
     match env::var("HRUN_BOOT_TIMEOUT") {
         Err(_) => Ok(BOOT_TIMEOUT),
         Ok(text) => text

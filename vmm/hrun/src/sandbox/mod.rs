@@ -12,9 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_protocol::{Action, Event, Hello};
+use agent_protocol::Hello;
 use clap::ValueEnum;
-use rustix::event::{PollFd, PollFlags};
 use vmm::{
     api::{Client, ClientError, Phase, Request, Status},
     channel,
@@ -26,19 +25,15 @@ pub(crate) use boot::BootError;
 pub(crate) use process::{Ended, EventError, Handles, SpawnError, VmProcess};
 
 use crate::{
-    agent::{Control, ControlError},
+    dirs::Dirs,
     exit,
     parts::Parts,
-    poll,
+    pool::client::{self, ClaimRefused},
     signals::Signals,
     template::{Class, Got, Making, Template, TemplateError, Templates},
     timeline::{By, Timeline},
     translate,
 };
-
-/// How long the guest may take to end its processes and to write everything back. It answers as
-/// soon as that is done, so this is for a guest that hangs.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the VMM may take to answer on its control socket.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -74,6 +69,8 @@ pub(crate) struct Claim<'a> {
     pub(crate) way: Way,
     pub(crate) class: Class,
     pub(crate) parts: &'a Parts,
+    /// Where the pool is found.
+    pub(crate) dirs: &'a Dirs,
     pub(crate) templates: &'a Templates,
     pub(crate) timeline: &'a Timeline,
     /// A VM that is not ready by then is given up.
@@ -97,6 +94,9 @@ pub(crate) enum ClaimError {
         template: String,
         source: EventError,
     },
+    /// The pool has no VM, and nothing else will do.
+    #[error("Failed to take the container's VM from the pool")]
+    Pool(#[source] ClaimRefused),
     /// There is no template, and none can be made.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -138,9 +138,15 @@ impl Sandbox {
             Way::Auto if claim.wants_boot => {
                 claim.timeline.note_way("boot", "to show it");
             }
-            Way::Auto | Way::Pool | Way::Template => {
-                return Self::restore(&config, claim, signals, announce);
-            }
+            Way::Auto | Way::Pool => match Self::from_pool(&config, claim, announce)? {
+                Ok(sandbox) => return Ok(sandbox),
+                Err(refused) if claim.way == Way::Pool => return Err(ClaimError::Pool(refused)),
+                Err(refused) => {
+                    let why_not = refused.to_string();
+                    return Self::restore(&config, claim, signals, announce, Some(&why_not));
+                }
+            },
+            Way::Template => return Self::restore(&config, claim, signals, announce, None),
         }
         if claim.way == Way::Boot {
             claim.timeline.note_way("boot", "asked for");
@@ -173,6 +179,42 @@ impl Sandbox {
         Ok(sandbox)
     }
 
+    /// A clone that waits in the pool, made from the template that we would use ourselves; or why
+    /// there is none.
+    fn from_pool(
+        config: &dyn Fn(Origin) -> VmConfig,
+        claim: &Claim<'_>,
+        announce: Announce<'_>,
+    ) -> Result<Result<Self, ClaimRefused>, ClaimError> {
+        let template = claim.templates.locate(claim.class, claim.parts)?;
+        let mut process = match client::claim(claim.dirs, claim.class, &template.key) {
+            Ok(claimed) => claimed.into_process(),
+            Err(refused) => return Ok(Err(refused)),
+        };
+        claim.timeline.note_way("pool", "it had one ready");
+        claim.timeline.mark("VM claimed");
+        announce(&process).map_err(ClaimError::Announce)?;
+        let config = config(Origin::Restore(template.dir.clone()));
+        let configured_us = claim.timeline.now_us();
+        process.configure(&config).map_err(SpawnError::Configure)?;
+        match process.next_event(Instant::now() + claim.timeout) {
+            Ok(channel::Event::Running { phases }) => {
+                // It counts from its own start, long ago: what was before is not of this run.
+                let waited_us = phases
+                    .iter()
+                    .find(|phase| phase.name == "configured")
+                    .map_or(0, |phase| phase.at_us);
+                for phase in phases.iter().filter(|phase| phase.at_us >= waited_us) {
+                    let at_us = configured_us + (phase.at_us - waited_us);
+                    claim.timeline.mark_at(By::Vmm, &phase.name, at_us);
+                }
+                Ok(Ok(Self::new(process, &config)))
+            }
+            Ok(_) => Err(restore_error(&template, EventError::Malformed)),
+            Err(error) => Err(restore_error(&template, error)),
+        }
+    }
+
     /// A clone of the template, which is made if it is not there, and made anew if it is not
     /// usable.
     fn restore(
@@ -180,6 +222,7 @@ impl Sandbox {
         claim: &Claim<'_>,
         signals: &mut Signals,
         announce: Announce<'_>,
+        no_pool: Option<&str>,
     ) -> Result<Self, ClaimError> {
         let mut attempt = 1;
         loop {
@@ -200,6 +243,10 @@ impl Sandbox {
                     exit::print_error(&format!("hrun: {damage}; made a new template\n"));
                     "made, as it was damaged"
                 }
+            };
+            let why = match no_pool {
+                Some(no_pool) => format!("{why}; {no_pool}"),
+                None => why.into(),
             };
             claim.timeline.note_way("template", why);
             claim.timeline.mark("template found");
@@ -265,40 +312,16 @@ impl Sandbox {
         self.process.wait(Some(Instant::now() + CONTROL_TIMEOUT))
     }
 
-    /// Ends the guest in an orderly way, so that all that was written is on the host's side, and
-    /// then the VM, whatever the guest says.
-    pub(crate) fn shutdown(mut self, control: &mut Control) -> io::Result<()> {
-        // A guest that cannot be asked has nothing more to write; the VM ends either way.
-        let _ = self.ask_to_shut_down(control);
-        self.stop()
+    /// Begins to end the VM, without asking the guest: when the last process of a container is
+    /// gone, all that it wrote is on the host's side. Writing goes through to the host, and what
+    /// was written by way of memory does when the memory is unmapped. It is gone when this is
+    /// dropped: the kernel takes tens of milliseconds, in which other things can be done.
+    pub(crate) fn end(&mut self) -> io::Result<()> {
+        self.process.begin_kill()
     }
 
-    fn ask_to_shut_down(&mut self, control: &mut Control) -> Result<(), ControlError> {
-        let deadline = Instant::now() + SHUTDOWN_TIMEOUT;
-        let id = control.send(Action::Shutdown)?;
-        loop {
-            let mut fds = [
-                PollFd::new(control, PollFlags::IN),
-                PollFd::new(&self.process, PollFlags::IN),
-            ];
-            if !poll::wait(&mut fds, Some(deadline)).map_err(ControlError::Io)? {
-                return Ok(());
-            }
-            if fds[0].revents().is_empty() {
-                return Ok(());
-            }
-            let answered = |event: &Event| {
-                matches!(event, Event::Done { request } | Event::Failed { request, .. }
-                    if *request == id)
-            };
-            if control.receive()?.iter().any(answered) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Ends the VM: over its control socket, which lets it write its profile, or by force.
-    fn stop(&mut self) -> io::Result<()> {
+    /// Ends the VM over its control socket, which lets it write its profile, or by force.
+    pub(crate) fn stop(&mut self) -> io::Result<()> {
         let asked = Client::connect(&self.control, CONTROL_TIMEOUT)
             .and_then(|mut client| client.request(Request::Stop));
         if asked.is_ok() {

@@ -308,15 +308,20 @@ impl VmProcess {
             })
     }
 
+    /// Ends it by force, without waiting until it is gone.
+    pub(crate) fn begin_kill(&mut self) -> io::Result<()> {
+        match pidfd_send_signal(&self.handles.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Ends it by force and waits until it is gone.
     pub(crate) fn kill(&mut self) -> io::Result<()> {
         if self.gone {
             return Ok(());
         }
-        match pidfd_send_signal(&self.handles.pidfd, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.begin_kill()?;
         self.wait(None).map(drop)
     }
 }

@@ -98,7 +98,7 @@ impl About {
     }
 
     /// Whether nobody will ask for it again.
-    pub(super) fn is_stale(&self) -> bool {
+    pub(crate) fn is_stale(&self) -> bool {
         let changed =
             |part: &PartIdentity| !PartIdentity::of(&part.path).is_ok_and(|now| now == *part);
         self.parts.iter().any(changed) || self.version != env!("CARGO_PKG_VERSION")

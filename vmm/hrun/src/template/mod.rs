@@ -18,7 +18,7 @@ mod trust;
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -56,6 +56,17 @@ pub(crate) struct Template {
     pub(crate) dir: PathBuf,
     /// What its VMs offer.
     pub(crate) class: Class,
+}
+
+impl Template {
+    /// Bytes that it takes on disk; holes take none.
+    pub(crate) fn size(&self) -> u64 {
+        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        files
+            .filter_map(|file| file.metadata().ok())
+            .map(|metadata| metadata.blocks() * 512)
+            .sum()
+    }
 }
 
 /// Failure to keep templates.

@@ -174,7 +174,8 @@ impl RunArgs {
     }
 }
 
-fn memory(text: &str) -> anyhow::Result<u64> {
+/// Memory that a VM can have, in bytes.
+pub(crate) fn memory(text: &str) -> anyhow::Result<u64> {
     let bytes = size::parse(text)?;
     if !(MIN_MEMORY..=MAX_MEMORY).contains(&bytes) {
         bail!(
@@ -188,7 +189,7 @@ fn memory(text: &str) -> anyhow::Result<u64> {
 
 /// A VM has whole CPUs. A fraction would be a limit on the time they run, which is not there yet:
 /// it is refused rather than rounded up in silence.
-fn cpus(text: &str) -> anyhow::Result<u8> {
+pub(crate) fn cpus(text: &str) -> anyhow::Result<u8> {
     if let Ok(count) = text.parse::<u8>()
         && (1..=MAX_VCPUS).contains(&count)
     {

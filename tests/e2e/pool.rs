@@ -1,0 +1,302 @@
+//! The warm pool: VMs that wait, claimed by containers, and a daemon that may die at any time.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use tests::{Case, Running, Test, eventually};
+
+/// The class that `hrun run` asks for by default, as it is typed.
+const CLASS: &str = "1x256m";
+
+pub(crate) fn tests() -> Vec<Test> {
+    let without_vm = crate::tests![
+        without_a_daemon_there_is_no_pool,
+        there_is_one_daemon_and_the_second_hears_which,
+        a_daemon_that_is_told_to_end_leaves_nothing,
+        a_new_daemon_takes_over_from_a_killed_one,
+        sizes_that_cannot_be_are_refused,
+    ];
+    let with_vm = crate::tests![
+        a_container_starts_in_a_vm_of_the_pool,
+        a_container_of_another_kernel_gets_none,
+        killing_the_daemon_ends_the_vms_that_wait_and_no_others,
+        a_vm_that_dies_while_it_waits_is_replaced,
+        an_operator_drains_and_resizes,
+        many_starts_leave_the_daemon_as_it_was,
+    ];
+    without_vm
+        .map(Test::without_vm)
+        .into_iter()
+        .chain(with_vm)
+        .collect()
+}
+
+/// Starts a daemon and waits until it answers.
+fn serve(case: &Case, options: &[&str]) -> Result<Running> {
+    let mut daemon = case.hrun(["pool", "serve"]).args(options).spawn()?;
+    let answers = || {
+        let ended = daemon.has_ended().unwrap_or(true);
+        let answers = ended || UnixStream::connect(case.state().join("pool.sock")).is_ok();
+        answers.then_some(ended)
+    };
+    if eventually("the daemon to answer", Duration::from_secs(30), answers)? {
+        let outcome = daemon.wait()?;
+        anyhow::bail!("the daemon has ended: {}", outcome.describe());
+    }
+    Ok(daemon)
+}
+
+fn status(case: &Case) -> Result<Value> {
+    let outcome = case
+        .hrun(["pool", "status", "--format", "json"])
+        .run()?
+        .exits(0)?;
+    serde_json::from_str(&outcome.text()).with_context(|| outcome.describe())
+}
+
+/// A number of the class that `hrun run` asks for by default.
+fn count(case: &Case, name: &str) -> Result<u64> {
+    let status = status(case)?;
+    status["classes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|kept| kept["class"]["cpus"] == 1 && kept["class"]["memory"] == 256 << 20)
+        .and_then(|kept| kept[name].as_u64())
+        .with_context(|| format!("no {name} in {status}"))
+}
+
+/// Waits until so many VMs wait. The first of them has a template made.
+fn wait_ready(case: &Case, wanted: u64) -> Result<()> {
+    eventually("VMs to be ready", Duration::from_secs(200), || {
+        (count(case, "ready").ok()? == wanted).then_some(())
+    })
+    .with_context(|| format!("{:?}", status(case)))
+}
+
+fn end(daemon: Running) -> Result<()> {
+    daemon.signal(Signal::TERM)?;
+    daemon.wait()?.exits(0)?;
+    Ok(())
+}
+
+/// A container that takes its VM from the pool or fails.
+fn from_pool(case: &Case, words: &[&str]) -> tests::Invocation {
+    case.run(words.iter().copied()).env("HRUN_START", "pool")
+}
+
+fn without_a_daemon_there_is_no_pool(case: &Case) -> Result<()> {
+    for command in ["status", "drain"] {
+        let outcome = case.hrun(["pool", command]).run()?.exits(1)?;
+        ensure!(
+            outcome.stderr.contains("pool.sock") && outcome.stderr.contains("hint: "),
+            "{}",
+            outcome.describe()
+        );
+    }
+    Ok(())
+}
+
+fn there_is_one_daemon_and_the_second_hears_which(case: &Case) -> Result<()> {
+    let daemon = serve(case, &["--size", "0"])?;
+    let outcome = case.hrun(["pool", "serve"]).run()?.exits(1)?;
+    ensure!(
+        outcome
+            .stderr
+            .contains(&format!("process {}", daemon.pid())),
+        "{}",
+        outcome.describe()
+    );
+    status(case).context("the first is there as before")?;
+    end(daemon)
+}
+
+fn a_daemon_that_is_told_to_end_leaves_nothing(case: &Case) -> Result<()> {
+    for signal in [Signal::TERM, Signal::INT] {
+        let daemon = serve(case, &["--size", "0"])?;
+        let socket = case.state().join("pool.sock");
+        let mode = fs::metadata(&socket)?.permissions().mode() & 0o777;
+        ensure!(mode == 0o600, "{mode:o}");
+        daemon.signal(signal)?;
+        daemon.wait()?.exits(0)?;
+        let litter = case.litter();
+        ensure!(litter.is_empty(), "{litter:?}");
+    }
+    Ok(())
+}
+
+fn a_new_daemon_takes_over_from_a_killed_one(case: &Case) -> Result<()> {
+    for _ in 0..3 {
+        let daemon = serve(case, &["--size", "0"])?;
+        daemon.signal(Signal::KILL)?;
+        daemon.wait()?.dies_of(Signal::KILL)?;
+        ensure!(case.state().join("pool.sock").exists());
+        case.hrun(["pool", "status"]).run()?.exits(1)?;
+    }
+    let daemon = serve(case, &["--size", "0"])?;
+    ensure!(status(case)?["pid"] == daemon.pid());
+    end(daemon)
+}
+
+fn sizes_that_cannot_be_are_refused(case: &Case) -> Result<()> {
+    let daemon = serve(case, &["--size", "0"])?;
+    for (command, code) in [
+        (&["resize", "1000000"][..], 1),
+        (&["resize", "-1"], 2),
+        (&["resize", "--class", "2", "1"], 2),
+        (&["serve", "--class", "0x256m"], 2),
+        (&["serve", "--memory-limit", "much"], 2),
+    ] {
+        case.hrun(["pool"])
+            .args(command.iter().copied())
+            .run()?
+            .exits(code)?;
+    }
+    end(daemon)
+}
+
+fn a_container_starts_in_a_vm_of_the_pool(case: &Case) -> Result<()> {
+    let daemon = serve(case, &["--size", "2"])?;
+    wait_ready(case, 2)?;
+    let waiting = case.vmms();
+    let running = from_pool(case, &["busybox", "sh", "-c", crate::PATIENT]).spawn()?;
+    running.wait_for("ready")?;
+    ensure!(count(case, "claimed")? == 1 && count(case, "running")? == 1);
+    wait_ready(case, 2)?;
+    // Two that wait and one that runs, which was there before the container.
+    let now = case.vmms();
+    ensure!(now.len() == 3, "{now:?}");
+    let before = now.iter().filter(|vmm| waiting.contains(vmm)).count();
+    ensure!(before == 2, "{waiting:?} became {now:?}");
+    crate::end(running)?;
+
+    let outcome = from_pool(case, &["--timeline", "busybox", "echo", "hi"])
+        .run()?
+        .prints("hi\n")?;
+    ensure!(outcome.stderr.contains("pool"), "{}", outcome.describe());
+    eventually(
+        "it is not counted any more",
+        Duration::from_secs(20),
+        || (count(case, "running").ok()? == 0).then_some(()),
+    )?;
+    end(daemon)?;
+    case.no_processes()
+}
+
+fn a_container_of_another_kernel_gets_none(case: &Case) -> Result<()> {
+    let daemon = serve(case, &["--size", "1"])?;
+    wait_ready(case, 1)?;
+    let kernel = case.path("vmlinux");
+    fs::copy(case.built().kernel(), &kernel)?;
+    // Another kernel by what it says, not only by its name.
+    let mut bytes = fs::read(&kernel)?;
+    bytes.push(0);
+    fs::write(&kernel, bytes)?;
+    let outcome = from_pool(case, &["busybox", "true"])
+        .env("HRUN_KERNEL", &kernel)
+        .run()?
+        .exits(125)?;
+    ensure!(
+        outcome.stderr.contains("template"),
+        "{}",
+        outcome.describe()
+    );
+    ensure!(count(case, "missed")? == 1 && count(case, "ready")? == 1);
+    end(daemon)
+}
+
+fn killing_the_daemon_ends_the_vms_that_wait_and_no_others(case: &Case) -> Result<()> {
+    let size = if crate::full() { 20 } else { 3 };
+    let daemon = serve(case, &["--size", &size.to_string()])?;
+    wait_ready(case, size)?;
+    let mut containers = Vec::new();
+    for _ in 0..size {
+        let running = from_pool(case, &["busybox", "sh", "-c", crate::PATIENT]).spawn()?;
+        running.wait_for("ready")?;
+        containers.push(running);
+    }
+    wait_ready(case, size)?;
+    daemon.signal(Signal::KILL)?;
+    daemon.wait()?.dies_of(Signal::KILL)?;
+    eventually("those that waited to end", Duration::from_secs(20), || {
+        (case.vmms().len() == containers.len()).then_some(())
+    })?;
+
+    let daemon = serve(case, &["--size", "1"])?;
+    wait_ready(case, 1)?;
+    from_pool(case, &["busybox", "echo", "next"])
+        .run()?
+        .prints("next\n")?;
+    for running in containers {
+        crate::end(running)?;
+    }
+    end(daemon)?;
+    case.no_processes()
+}
+
+fn a_vm_that_dies_while_it_waits_is_replaced(case: &Case) -> Result<()> {
+    let daemon = serve(case, &["--size", "1"])?;
+    wait_ready(case, 1)?;
+    let first = case.vmm()?;
+    first.signal(Signal::KILL);
+    eventually("another one to wait", Duration::from_secs(60), || {
+        let other = case.vmms().into_iter().any(|vmm| vmm != first);
+        (other && count(case, "ready").ok()? == 1).then_some(())
+    })?;
+    from_pool(case, &["busybox", "echo", "well"])
+        .run()?
+        .prints("well\n")?;
+    end(daemon)
+}
+
+fn an_operator_drains_and_resizes(case: &Case) -> Result<()> {
+    let daemon = serve(case, &["--class", CLASS, "--size", "2"])?;
+    wait_ready(case, 2)?;
+    case.hrun(["pool", "drain"]).run()?.exits(0)?;
+    ensure!(case.vmms().is_empty(), "{:?}", case.vmms());
+    from_pool(case, &["busybox", "true"]).run()?.exits(125)?;
+    // Without the pool it goes as well.
+    case.run(["busybox", "echo", "on"]).run()?.prints("on\n")?;
+
+    case.hrun(["pool", "resize", "--class", CLASS, "1"])
+        .run()?
+        .exits(0)?;
+    wait_ready(case, 1)?;
+    let table = case.hrun(["pool", "status"]).run()?.exits(0)?;
+    ensure!(
+        table.text().contains("1 CPU, 256 MiB"),
+        "{}",
+        table.describe()
+    );
+    end(daemon)?;
+    case.no_processes()
+}
+
+fn many_starts_leave_the_daemon_as_it_was(case: &Case) -> Result<()> {
+    let rounds = if crate::full() { 1000 } else { 20 };
+    let daemon = serve(case, &["--size", "2"])?;
+    let files = || -> Result<usize> {
+        wait_ready(case, 2)?;
+        eventually("every container to end", Duration::from_secs(20), || {
+            (count(case, "running").ok()? == 0).then_some(())
+        })?;
+        Ok(fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count())
+    };
+    case.run(["busybox", "true"]).run()?.exits(0)?;
+    let before = files()?;
+    for _ in 0..rounds {
+        case.run(["busybox", "true"]).run()?.exits(0)?;
+    }
+    let after = files()?;
+    ensure!(after <= before, "{before} open files became {after}");
+    let children = tests::processes::descendants(daemon.pid());
+    ensure!(children.len() == 2, "{children:?}");
+    end(daemon)?;
+    case.no_processes()
+}
