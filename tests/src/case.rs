@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     cases: AtomicUsize,
     containers: AtomicUsize,
     stores: [OnceLock<Result<PathBuf, String>>; Store::ALL.len()],
+    templates: OnceLock<PathBuf>,
 }
 
 impl Shared {
@@ -70,6 +72,7 @@ impl Shared {
             cases: AtomicUsize::new(0),
             containers: AtomicUsize::new(0),
             stores: Default::default(),
+            templates: OnceLock::new(),
         })
     }
 
@@ -80,6 +83,29 @@ impl Shared {
 
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// The templates of VMs that all cases share: to make them takes a boot.
+    fn templates(&self) -> Result<&Path> {
+        if let Some(templates) = self.templates.get() {
+            return Ok(templates);
+        }
+        let store = self.dir().join("store-templates");
+        let templates = store.join("templates");
+        fs::create_dir_all(&templates).context("Failed to make a directory")?;
+        let templates = self.templates.get_or_init(|| {
+            // Before any test kills hrun while it makes one. Where it fails, for lack of KVM say,
+            // the tests that need one will tell.
+            let _ = Invocation::new(self.built.hrun())
+                .env("HRUN_STORE", &store)
+                .env("HRUN_STATE", self.dir().join("load"))
+                .env("HRUN_BOOT_TIMEOUT", "250")
+                .args(["template", "create"])
+                .timeout(Duration::from_secs(300))
+                .run();
+            templates
+        });
+        Ok(templates)
     }
 
     fn template(&self, store: Store) -> Result<&Path> {
@@ -133,6 +159,8 @@ impl<'a> Case<'a> {
             .status()
             .context("Failed to start cp")?;
         ensure!(copied.success(), "Failed to copy a store: cp: {copied}");
+        symlink(shared.templates()?, dir.join("store/templates"))
+            .context("Failed to share templates")?;
         let leaks = LeakCheck::of(&dir);
         Ok(Self { shared, dir, leaks })
     }

@@ -63,7 +63,7 @@ impl LeakCheck {
         let now = files_below(&self.dir);
         let more = now
             .iter()
-            .filter(|(path, _)| !self.files.contains_key(*path) && !is_empty_lock(path, &now))
+            .filter(|(path, _)| !self.files.contains_key(*path) && !is_kept(path, &now))
             .map(|(path, _)| format!("file is left: {}", path.display()));
         let other = self
             .files
@@ -180,8 +180,9 @@ fn files_below(dir: &Path) -> BTreeMap<PathBuf, Entry> {
 }
 
 /// Empty lock files, and directories that hold nothing but them, are no litter: they cannot be
-/// removed without a race. An image that was used has one in `images/use`.
-fn is_empty_lock(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
+/// removed without a race. An image that was used has one in `images/use`. Nor is the note that a
+/// template was checked.
+fn is_kept(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
     const S_IFMT: u32 = 0o170_000;
     const S_IFDIR: u32 = 0o040_000;
     let Some(entry) = files.get(path) else {
@@ -191,9 +192,12 @@ fn is_empty_lock(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
         return files
             .keys()
             .filter(|other| other.parent() == Some(path))
-            .all(|other| is_empty_lock(other, files));
+            .all(|other| is_kept(other, files));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if name.ends_with(".trusted") {
+        return true;
+    }
     let in_use = path.parent().is_some_and(|dir| dir.ends_with("images/use"));
     entry.size == 0 && (name == "lock" || name.ends_with(".lock") || in_use)
 }

@@ -272,11 +272,6 @@ impl VmProcess {
         self.handles.pid
     }
 
-    /// Readable when it has something to say.
-    pub(crate) fn channel(&self) -> BorrowedFd<'_> {
-        self.handles.channel.as_fd()
-    }
-
     /// Waits until it ends, or until `deadline`: then the answer is none.
     pub(crate) fn wait(&mut self, deadline: Option<Instant>) -> io::Result<Option<Ended>> {
         let mut fds = [PollFd::new(&self.handles.pidfd, PollFlags::IN)];
