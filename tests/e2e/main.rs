@@ -17,6 +17,7 @@ mod resources;
 mod run;
 mod signals;
 mod stdio;
+mod template;
 mod terminal;
 mod volumes;
 
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         resources::tests(),
         image::tests(),
         debian::tests(),
+        template::tests(),
         pool::tests(),
         cleanup::tests(),
         errors::tests(),
