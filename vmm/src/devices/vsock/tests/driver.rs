@@ -28,11 +28,13 @@ use crate::devices::{ActivationContext, Interrupt, VirtQueue};
 
 const RX: usize = 0;
 const TX: usize = 1;
+pub(super) const EVENT: usize = 2;
 
 /// What Linux's receive buffers are.
 const RX_BUFFER: u32 = 4096 + 44;
 const RX_BUFFERS: u64 = 0x10_0000;
 const TX_BUFFERS: u64 = 0x40_0000;
+const EVENT_BUFFERS: u64 = 0x80_0000;
 const TX_STRIDE: u64 = 0x1_2000;
 
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -170,6 +172,48 @@ impl Driver {
             self.offer(RX, slot);
         }
         self.kick(RX, 0);
+    }
+
+    /// Offers buffers for events, which Linux does when it starts.
+    pub(super) fn offer_event_buffers(&mut self) {
+        for slot in 0..QUEUE_SIZES[EVENT] {
+            let address = EVENT_BUFFERS + u64::from(slot) * 8;
+            self.describe(EVENT, slot, address, 4, VRING_DESC_F_WRITE, 0);
+            self.offer(EVENT, slot);
+        }
+        self.kick(EVENT, 0);
+    }
+
+    /// The next event, and the head of its buffer.
+    pub(super) fn take_event(&mut self) -> Option<(u16, u32)> {
+        let (head, length) = self.take_used(EVENT)?;
+        assert_eq!(length, 4);
+        let address = GuestAddress(EVENT_BUFFERS + u64::from(head) * 8);
+        Some((head, self.memory.read_obj(address).unwrap()))
+    }
+
+    /// Suspends the device and activates it again where it stood.
+    pub(super) fn suspend_and_resume(&mut self) {
+        let queues = self
+            .device
+            .suspend()
+            .unwrap()
+            .into_iter()
+            .zip(&self.rings)
+            .map(|(state, ring)| VirtQueue {
+                queue: Queue::try_from(state).unwrap(),
+                kick: ring.kick.try_clone().unwrap(),
+            })
+            .collect();
+        self.device
+            .activate(ActivationContext {
+                memory: self.memory.clone(),
+                features: 1 << VIRTIO_RING_F_EVENT_IDX,
+                queues,
+                interrupt: self.interrupts.clone(),
+                resumed: true,
+            })
+            .unwrap();
     }
 
     /// Connects a host program to the device's socket.

@@ -146,3 +146,41 @@ fn a_driver_that_gives_no_buffers_gets_its_packets_when_it_does() {
         tail.extend(data);
     }
 }
+
+#[test]
+fn a_resumed_driver_hears_of_the_reset_and_nobody_connects_before_it_has_dealt_with_it() {
+    let mut driver = Driver::new();
+    driver.offer_event_buffers();
+    let (mut lost, _) = driver.connect(52);
+    driver.suspend_and_resume();
+    assert_eq!(lost.read(&mut [0; 8]).unwrap(), 0, "connections are closed");
+
+    let mut early = driver.client();
+    early.write_all(b"CONNECT 53\n").unwrap();
+    // The transport kicks every queue of a device that it resumes.
+    driver.force_kick(EVENT);
+    driver.expect_silence();
+    let (head, event) = driver.take_event().unwrap();
+    assert_eq!(event, 0, "VIRTIO_VSOCK_EVENT_TRANSPORT_RESET");
+    driver.expect_silence();
+
+    let before = driver.avail_index(EVENT);
+    driver.offer(EVENT, head);
+    driver.kick(EVENT, before);
+    let request = driver.expect(VIRTIO_VSOCK_OP_REQUEST);
+    assert_eq!(request.ports().guest, 53);
+    driver.send(
+        Header::from_guest(request.ports(), VIRTIO_VSOCK_OP_RESPONSE),
+        &[],
+    );
+    let ok = format!("OK {}\n", request.ports().host);
+    assert_eq!(read_line(&mut early), ok);
+    assert_eq!(driver.take_event(), None);
+}
+
+#[test]
+fn a_driver_without_event_buffers_is_not_waited_for() {
+    let mut driver = Driver::new();
+    driver.suspend_and_resume();
+    driver.connect(52);
+}
