@@ -49,7 +49,7 @@ fn other_signals_reach_the_app_too(case: &Case) -> Result<()> {
 fn term_during_the_boot_ends_it(case: &Case) -> Result<()> {
     for delay in [100, 600] {
         let running = case
-            .run(["busybox", "sleep", "1000"])
+            .run(["--start", "boot", "busybox", "sleep", "1000"])
             .timeout(Duration::from_secs(120))
             .spawn()?;
         case.vmm()?;
