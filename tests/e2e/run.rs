@@ -217,7 +217,7 @@ fn a_read_only_root_cannot_be_written(case: &Case) -> Result<()> {
 
 fn the_timeline_says_where_the_time_went(case: &Case) -> Result<()> {
     let outcome = case
-        .run(["--timeline", "busybox", "echo", "hi"])
+        .run(["--timeline", "--start", "boot", "busybox", "echo", "hi"])
         .run()?
         .prints("hi\n")?;
     for word in ["kernel", "agent", "ms"] {

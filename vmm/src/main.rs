@@ -15,7 +15,7 @@
 use std::{
     env,
     error::Error,
-    fs::File,
+    fs::{self, File},
     os::fd::{FromRawFd, OwnedFd, RawFd},
     path::PathBuf,
     process::ExitCode,
@@ -194,7 +194,10 @@ fn run_vm(
     })?;
     let profile = config.profile.as_deref().map(File::create).transpose()?;
     let system_map = builder::system_map(config);
-    let built = builder::build(config, loaded, &end, timeline)?;
+    let built = builder::build(config, loaded, &end, timeline).inspect_err(|_| {
+        // So that the owner may try again. Behind the confinement the path leads nowhere.
+        let _ = fs::remove_file(&config.control);
+    })?;
     let mut running = Running {
         built,
         config,

@@ -18,6 +18,7 @@ use vmm::{
     api::{Client, ClientError, Phase, Request, Status},
     channel,
     config::{Origin, VmConfig},
+    end::chain,
     exit::ExitReason,
 };
 
@@ -133,30 +134,29 @@ impl Sandbox {
     ) -> Result<Self, ClaimError> {
         let cid = translate::random_cid().map_err(|error| ClaimError::Random(error.into()))?;
         let config = |origin| config(origin, cid);
+        let boot = translate::boot(claim.parts);
         match claim.way {
-            Way::Boot => {}
-            Way::Auto if claim.wants_boot => {
-                claim.timeline.note_way("boot", "to show it");
-            }
-            Way::Auto | Way::Pool => match Self::from_pool(&config, claim, announce)? {
-                Ok(sandbox) => return Ok(sandbox),
-                Err(refused) if claim.way == Way::Pool => return Err(ClaimError::Pool(refused)),
-                Err(refused) => {
-                    let why_not = refused.to_string();
-                    return Self::restore(&config, claim, signals, announce, Some(&why_not));
-                }
-            },
+            Way::Boot => claim.timeline.note_way("boot", "asked for"),
+            Way::Auto if claim.wants_boot => claim.timeline.note_way("boot", "to show it"),
             Way::Template => return Self::restore(&config, claim, signals, announce, None),
+            Way::Auto | Way::Pool => {
+                let refused = match Self::from_pool(&config, claim, announce)? {
+                    Ok(sandbox) => return Ok(sandbox),
+                    Err(refused) if claim.way == Way::Pool => {
+                        return Err(ClaimError::Pool(refused));
+                    }
+                    Err(refused) => refused.to_string(),
+                };
+                match Self::restore(&config, claim, signals, announce, Some(&refused)) {
+                    Err(ClaimError::Template(error)) if !error.is_interrupt() => {
+                        exit::print_error(&format!("hrun: {}; booting\n", chain(&error)));
+                        claim.timeline.note_way("boot", "no template could be had");
+                    }
+                    claimed => return claimed,
+                }
+            }
         }
-        if claim.way == Way::Boot {
-            claim.timeline.note_way("boot", "asked for");
-        }
-        Self::boot(
-            &config(translate::boot(claim.parts)),
-            claim,
-            signals,
-            announce,
-        )
+        Self::boot(&config(boot), claim, signals, announce)
     }
 
     fn boot(

@@ -42,14 +42,21 @@ pub(crate) enum MakeError {
     #[error(transparent)]
     Files(Box<TemplateError>),
     /// The VMM could not be started.
-    #[error(transparent)]
+    #[error("Failed to start its VM")]
     Spawn(#[from] SpawnError),
     /// Its VM did not come up.
-    #[error(transparent)]
+    #[error("Failed to boot its VM")]
     Boot(#[from] BootError),
     /// Its VM cannot be saved.
     #[error("Failed to save the VM")]
     Save(#[from] ClientError),
+}
+
+impl MakeError {
+    /// Whether it was a signal that put an end to it.
+    pub(crate) fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Boot(BootError::Interrupted(_)))
+    }
 }
 
 impl From<TemplateError> for MakeError {

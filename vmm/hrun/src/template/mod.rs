@@ -93,6 +93,13 @@ pub(crate) enum TemplateError {
     NotFound(String),
 }
 
+impl TemplateError {
+    /// Whether it was a signal that put an end to making a template.
+    pub(crate) fn is_interrupt(&self) -> bool {
+        matches!(self, Self::Make { source, .. } if source.is_interrupt())
+    }
+}
+
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TemplateError {
     move |source| TemplateError::Io {
         action,
