@@ -173,10 +173,11 @@ fn a_stopped_reader_stops_the_writer(case: &Case) -> Result<()> {
         .args(["trap 'exit 4' TERM; yes & wait"])
         .stdout_unread()
         .spawn()?;
-    let vmm = case.vmm()?;
     let mut reader = running.unread.take().context("stdout is left to us")?;
     let mut first = [0; 2];
     reader.read_exact(&mut first).context("yes wrote nothing")?;
+    // Not before: there may have been one of which a template was made.
+    let vmm = case.vmm()?;
     ensure!(&first == b"y\n", "yes wrote {first:?}");
     let at_first = PrivateMemory::of(vmm.pid, GUEST_MEMORY)?;
     thread::sleep(Duration::from_secs(5));
