@@ -316,7 +316,10 @@ pub fn build(
         ports: Ports::new(console, Arc::clone(end)),
         mmio: bus,
     };
-    let profile = config.profile.as_ref().map(|_| Profile::default());
+    let profile = config
+        .profile
+        .as_ref()
+        .map(|_| Profile::new(vm.memory.clone()));
     let vcpus = Vcpus::spawn(vcpus, buses, Arc::clone(end), profile).map_err(BuildError::Vcpu)?;
     vcpus.buses().mmio.resume();
     timeline.reached("vCPUs ready");

@@ -448,7 +448,12 @@ fn step(vcpu: &mut Vcpu, shared: &Shared) -> Result<(), (ExitReason, String)> {
             if let Some(profile) = &shared.profile
                 && let Ok(regs) = vcpu.fd.get_regs()
             {
-                profile.sample(regs.rip);
+                let stack = vcpu.fd.translate_gva(regs.rsp).ok();
+                let stack = stack.filter(|translation| translation.valid != 0);
+                profile.sample(
+                    regs.rip,
+                    stack.map(|translation| translation.physical_address),
+                );
             }
             return Ok(());
         }
