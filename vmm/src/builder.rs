@@ -138,6 +138,9 @@ pub enum BuildError {
         /// Why.
         source: io::Error,
     },
+    /// A device stands where no clone could go on.
+    #[error("Failed to save the state of a device")]
+    Suspend(#[source] TransportError),
     /// A device cannot be put on the bus.
     #[error("Failed to attach a device")]
     Attach(#[source] TransportError),
@@ -233,7 +236,9 @@ impl Built {
         let failed = |call| move |source| BuildError::Kvm { call, source };
         // Devices first: they interrupt vCPUs.
         let devices = self.vcpus.buses().mmio.suspend();
-        let saved = self.save(devices, failed).and_then(|snapshot| {
+        let devices = devices.map_err(BuildError::Suspend);
+        let saved = devices.and_then(|devices| self.save(devices, failed));
+        let saved = saved.and_then(|snapshot| {
             let finish = |memory_map| Snapshot {
                 memory_map,
                 ..snapshot
@@ -403,9 +408,18 @@ fn restore_machine(
     timeline.reached("shares mounted");
     let devices = make_devices(config)?;
     let mut states = loaded.devices.iter();
-    let bus = attach(&loaded.vm, devices, |device, memory| {
+    let restored = attach(&loaded.vm, devices, |device, memory| {
         let state = states.next().expect("as many devices as were checked");
         VirtioMmio::restore(device, memory, state)
+    });
+    let bus = restored.map_err(|err| match err {
+        BuildError::Attach(source) if source.is_of_snapshot() => {
+            BuildError::Restore(RestoreError::Device {
+                path: loaded.directory.clone(),
+                source,
+            })
+        }
+        err => err,
     })?;
     Ok(Machine {
         vm: loaded.vm,
@@ -474,12 +488,13 @@ fn make_devices(config: &VmConfig) -> Result<Devices, BuildError> {
         } else {
             Sharing::Shared
         };
-        let device = Fs::new(&share.tag, &sandbox::share(index), sharing).map_err(|source| {
-            BuildError::Fs {
+        let to_be_saved = config.snapshot.is_some() && share.exclusive;
+        let root = sandbox::share(index);
+        let device =
+            Fs::new(&share.tag, &root, sharing, to_be_saved).map_err(|source| BuildError::Fs {
                 tag: share.tag.clone(),
                 source,
-            }
-        })?;
+            })?;
         devices.push(Box::new(device));
     }
     if devices.len() > layout::MAX_DEVICES {

@@ -15,6 +15,7 @@ use crate::{
     snapshot::{self, DeviceState, Snapshot, SnapshotError},
     timeline::Timeline,
     vcpu::{Vcpu, VcpuError},
+    virtio_mmio::TransportError,
 };
 
 /// A snapshot that cannot be restored.
@@ -38,6 +39,14 @@ pub enum RestoreError {
         path: PathBuf,
         /// Why.
         source: VcpuError,
+    },
+    /// A device does not take its state.
+    #[error("Snapshot {path} cannot be restored here")]
+    Device {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: TransportError,
     },
     /// The kind of host cannot be found out.
     #[error("Failed to find out whether snapshot {path} fits this kind of KVM")]

@@ -23,7 +23,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{
     arch::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SIZE},
-    devices::{ActivationContext, Interrupt, VirtQueue, VirtioDevice},
+    devices::{ActivationContext, BackendStateError, Interrupt, VirtQueue, VirtioDevice},
     snapshot::{DeviceState, QueuePosition, TransportState},
 };
 
@@ -46,9 +46,20 @@ pub enum TransportError {
     /// The saved state is of another device.
     #[error("The saved state of virtio device {0} does not fit the device in its place")]
     Misfit(u32),
+    /// What the device itself knows cannot be saved or taken up.
+    #[error(transparent)]
+    Backend(#[from] BackendStateError),
     /// The saved state of a queue is none.
     #[error("The saved state of a virtqueue is invalid")]
     Queue(#[source] virtio_queue::Error),
+}
+
+impl TransportError {
+    /// Whether it is a saved state that is at fault, not the host.
+    #[must_use]
+    pub fn is_of_snapshot(&self) -> bool {
+        matches!(self, Self::Misfit(_) | Self::Backend(_) | Self::Queue(_))
+    }
 }
 
 /// The interrupt of a device: a status register and an event that KVM turns into an interrupt.
@@ -145,6 +156,7 @@ impl VirtioMmio {
         {
             return Err(TransportError::Misfit(state.device_type));
         }
+        restored.device.restore(&state.backend)?;
         for (queue, saved) in restored.queues.iter_mut().zip(saved) {
             *queue = Queue::try_from(saved).map_err(TransportError::Queue)?;
         }
@@ -167,7 +179,11 @@ impl VirtioMmio {
 
     /// Stops the device where it stands and tells all there is to know of it. vCPUs must be
     /// paused.
-    pub fn suspend(&mut self) -> DeviceState {
+    ///
+    /// # Errors
+    ///
+    /// No clone could go on from there. It is stopped all the same.
+    pub fn suspend(&mut self) -> Result<DeviceState, TransportError> {
         if self.active {
             self.suspended = self.device.suspend();
             self.active = false;
@@ -178,9 +194,10 @@ impl VirtioMmio {
         let positions = |states: Vec<QueueState>| -> Vec<QueuePosition> {
             states.into_iter().map(Into::into).collect()
         };
-        DeviceState {
+        Ok(DeviceState {
             device_type: self.device.device_type(),
             identity: self.device.identity().to_vec(),
+            backend: self.device.save()?,
             transport: TransportState {
                 status: self.status,
                 device_features_select: self.device_features_select,
@@ -191,7 +208,7 @@ impl VirtioMmio {
                 queues: positions(self.queues.iter().map(|queue| queue.state()).collect()),
                 active: self.suspended.clone().map(positions),
             },
-        }
+        })
     }
 
     /// Lets a suspended or restored device go on. What the driver has put into its queues
@@ -436,7 +453,11 @@ impl VirtioMmioBus {
     }
 
     /// Stops all devices; vCPUs must be paused.
-    pub fn suspend(&self) -> Vec<DeviceState> {
+    ///
+    /// # Errors
+    ///
+    /// No clone could go on from where one of them stands. Some may be stopped already.
+    pub fn suspend(&self) -> Result<Vec<DeviceState>, TransportError> {
         self.devices
             .iter()
             .map(|device| lock(device).suspend())

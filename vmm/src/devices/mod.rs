@@ -58,6 +58,32 @@ pub trait VirtioDevice: Send {
     fn identity(&self) -> &[u8] {
         &[]
     }
+
+    /// What else of a suspended device the driver must find again in a clone.
+    ///
+    /// # Errors
+    ///
+    /// The driver has used the device in a way that no clone could go on from.
+    fn save(&self) -> Result<Vec<u8>, BackendStateError> {
+        Ok(Vec::new())
+    }
+
+    /// Takes up what [`VirtioDevice::save`] told of another device like this, before it is
+    /// activated.
+    ///
+    /// # Errors
+    ///
+    /// This one cannot go on from there.
+    fn restore(&mut self, state: &[u8]) -> Result<(), BackendStateError> {
+        if state.is_empty() {
+            Ok(())
+        } else {
+            Err(BackendStateError::new(
+                "a device",
+                "it keeps nothing".into(),
+            ))
+        }
+    }
 }
 
 /// What a device needs to run. It owns this only while it is active.
@@ -132,6 +158,23 @@ pub enum ActivateError {
     /// The backend's own reason.
     #[error("Failed to start the backend")]
     Backend(#[source] io::Error),
+}
+
+/// What a backend knows cannot be saved or taken up.
+#[derive(Debug, thiserror::Error)]
+#[error("Device {device} cannot go on in a clone: {problem}")]
+pub struct BackendStateError {
+    device: String,
+    problem: String,
+}
+
+impl BackendStateError {
+    fn new(device: &str, problem: String) -> Self {
+        Self {
+            device: device.into(),
+            problem,
+        }
+    }
 }
 
 /// Reads `data` at `offset` of a device's configuration space; what lies beyond it is zero.

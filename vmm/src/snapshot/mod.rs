@@ -29,7 +29,7 @@ pub use memory::MemoryMap;
 pub use state::{DeviceState, QueuePosition, Snapshot, TransportState};
 
 /// Version of the format. Another one is refused.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"HRUNSNAP";
 const HEADER: usize = 8 + 4 + 8 + 32;

@@ -35,6 +35,8 @@ pub struct DeviceState {
     pub device_type: u32,
     /// Its configuration space, if that must be the same again.
     pub identity: Vec<u8>,
+    /// What else its backend must know again, in a form of its own.
+    pub backend: Vec<u8>,
     /// Its registers.
     pub transport: TransportState,
 }

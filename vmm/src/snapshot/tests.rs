@@ -30,6 +30,7 @@ fn snapshot(memory_map: MemoryMap) -> Snapshot {
         devices: vec![DeviceState {
             device_type: 19,
             identity: b"tag".to_vec(),
+            backend: b"session".to_vec(),
             transport: TransportState {
                 status: 15,
                 device_features_select: 1,

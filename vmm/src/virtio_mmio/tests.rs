@@ -187,7 +187,7 @@ fn running() -> (VirtioMmio, Arc<Mutex<Vec<String>>>) {
 fn a_suspended_device_goes_on_where_it_stood() {
     let (mut device, log) = running();
     for times in 1..3 {
-        let state = device.suspend();
+        let state = device.suspend().unwrap();
         let active: Vec<QueueState> = state
             .transport
             .active
@@ -197,7 +197,7 @@ fn a_suspended_device_goes_on_where_it_stood() {
             .collect();
         assert_eq!(active[0].next_avail, times);
         // Suspended twice is suspended once.
-        assert_eq!(device.suspend().transport.active.unwrap().len(), 2);
+        assert_eq!(device.suspend().unwrap().transport.active.unwrap().len(), 2);
         device.resume();
         device.resume();
     }
@@ -210,7 +210,7 @@ fn a_suspended_device_goes_on_where_it_stood() {
 fn a_clone_of_a_device_has_its_registers_and_is_told_what_it_missed() {
     let (mut original, _) = running();
     original.interrupt.trigger(VIRTIO_MMIO_INT_VRING).unwrap();
-    let state = original.suspend();
+    let state = original.suspend().unwrap();
     let memory = original.memory.clone();
 
     let (recorder, log) = recorder();
@@ -222,7 +222,8 @@ fn a_clone_of_a_device_has_its_registers_and_is_told_what_it_missed() {
     assert_eq!(get(&clone, VIRTIO_MMIO_INTERRUPT_STATUS), 1);
     assert_eq!(clone.interrupt.irq.read().unwrap(), 1, "repeated");
     assert!(clone.kicks.iter().all(|kick| kick.read().unwrap() == 1));
-    assert_eq!(clone.suspend(), original.suspend().served_once_more());
+    let suspended = clone.suspend().unwrap();
+    assert_eq!(suspended, original.suspend().unwrap().served_once_more());
 }
 
 impl DeviceState {
@@ -243,7 +244,7 @@ impl DeviceState {
 #[test]
 fn a_device_that_was_never_active_stays_so() {
     let (mut original, _) = device();
-    let state = original.suspend();
+    let state = original.suspend().unwrap();
     assert_eq!(state.transport.active, None);
     let (recorder, log) = recorder();
     let mut clone = VirtioMmio::restore(recorder, original.memory.clone(), &state).unwrap();
@@ -254,7 +255,8 @@ fn a_device_that_was_never_active_stays_so() {
 #[test]
 fn the_state_of_another_device_is_refused() {
     type Spoil = fn(&mut DeviceState);
-    let cases: [Spoil; 5] = [
+    let cases: [Spoil; 6] = [
+        |state| state.backend.push(1),
         |state| state.device_type = 43,
         |state| state.identity.push(1),
         |state| state.transport.queues.truncate(1),
@@ -269,7 +271,7 @@ fn the_state_of_another_device_is_refused() {
     ];
     for spoil in cases {
         let (mut original, _) = running();
-        let mut state = original.suspend();
+        let mut state = original.suspend().unwrap();
         spoil(&mut state);
         let restored = VirtioMmio::restore(recorder().0, original.memory.clone(), &state);
         assert!(restored.is_err());

@@ -3,7 +3,14 @@
 //! Requests are handled one after the other in the device's thread. What a guest may reach is
 //! not decided here but by the mount namespace that holds the share's root ([`crate::sandbox`]).
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+mod session;
+
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use fuse_backend_rs::{
@@ -16,8 +23,11 @@ use virtio_bindings::{virtio_ids::VIRTIO_ID_FS, virtio_ring::VIRTIO_RING_F_EVENT
 use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 
+use session::Session;
+
 use super::{
-    ActivateError, ActivationContext, Interrupt, VirtQueue, VirtioDevice, Worker, read_config_space,
+    ActivateError, ActivationContext, BackendStateError, Interrupt, VirtQueue, VirtioDevice,
+    Worker, read_config_space,
 };
 use crate::config::MAX_TAG;
 
@@ -92,16 +102,18 @@ pub struct Fs {
     name: String,
     config: Vec<u8>,
     fuse: Arc<Fuse>,
+    session: Option<Arc<Mutex<Session>>>,
     worker: Option<Worker<Active>>,
 }
 
 impl Fs {
-    /// A device that shows the directory `root` under `tag`.
+    /// A device that shows the directory `root` under `tag`. If it is `to_be_saved`, what the
+    /// guest does with it is written down for the servers of clones.
     ///
     /// # Errors
     ///
     /// The directory, or `/proc/self`, cannot be opened.
-    pub fn new(tag: &str, root: &Path, sharing: Sharing) -> io::Result<Self> {
+    pub fn new(tag: &str, root: &Path, sharing: Sharing, to_be_saved: bool) -> io::Result<Self> {
         let root = root
             .to_str()
             .ok_or(io::ErrorKind::InvalidFilename)?
@@ -119,6 +131,7 @@ impl Fs {
             name: format!("fs-{tag}"),
             config,
             fuse,
+            session: to_be_saved.then(Arc::default),
             worker: None,
         })
     }
@@ -154,6 +167,7 @@ impl VirtioDevice for Fs {
             &self.name,
             Active {
                 fuse,
+                session: self.session.clone(),
                 memory,
                 queues,
                 interrupt,
@@ -175,10 +189,43 @@ impl VirtioDevice for Fs {
     fn identity(&self) -> &[u8] {
         &self.config
     }
+
+    fn save(&self) -> Result<Vec<u8>, BackendStateError> {
+        let Some(session) = &self.session else {
+            return Ok(Vec::new());
+        };
+        let session = lock(session);
+        let failed = |problem: String| BackendStateError::new(&self.name, problem);
+        let session = session.checked().map_err(|err| failed(err.to_string()))?;
+        postcard::to_stdvec(session).map_err(|err| failed(err.to_string()))
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), BackendStateError> {
+        if state.is_empty() {
+            return Ok(());
+        }
+        let failed = |problem: String| BackendStateError::new(&self.name, problem);
+        let session: Session =
+            postcard::from_bytes(state).map_err(|err| failed(err.to_string()))?;
+        session
+            .replay(|memory, chain| {
+                answer(&self.fuse, memory, chain);
+            })
+            .map_err(|err| failed(err.to_string()))?;
+        if let Some(own) = &self.session {
+            *lock(own) = session;
+        }
+        Ok(())
+    }
+}
+
+fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Active {
     fuse: Arc<Fuse>,
+    session: Option<Arc<Mutex<Session>>>,
     memory: GuestMemoryMmap,
     queues: [VirtQueue; 2],
     interrupt: Arc<dyn Interrupt>,
@@ -192,7 +239,14 @@ impl Active {
             queue.disable_notification(&self.memory)?;
             while let Some(chain) = queue.pop_descriptor_chain(&self.memory) {
                 let head = chain.head_index();
-                let written = answer(&self.fuse, &self.memory, chain);
+                let written = match &self.session {
+                    None => answer(&self.fuse, &self.memory, chain),
+                    Some(session) => {
+                        let written = answer(&self.fuse, &self.memory, chain.clone());
+                        lock(session).record(&self.memory, &chain);
+                        written
+                    }
+                };
                 queue.add_used(&self.memory, head, written)?;
                 // The requester waits for this one: it is told before the next is taken up.
                 notify(queue, &self.memory, self.interrupt.as_ref())?;
