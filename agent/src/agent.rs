@@ -23,7 +23,7 @@ use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::connection::Connection;
-use crate::container::{Container, MountShare, Sandbox};
+use crate::container::{Container, Kept, MountShare, Sandbox};
 use crate::log;
 use crate::poller::{EventFlags, Poller, Token};
 use crate::sys::{self, Stack};
@@ -93,6 +93,8 @@ pub struct Agent {
     connections: BTreeMap<u32, Connection>,
     connections_made: u32,
     streams: BTreeMap<(ProcessId, Stream), WaitingStream>,
+    /// The share that is kept mounted, to be the root of the next container.
+    kept: Option<Kept>,
     /// Prepared for the next container.
     sandbox: Option<Sandbox>,
     sandboxes_made: u32,
@@ -140,6 +142,7 @@ impl Agent {
             connections: BTreeMap::new(),
             connections_made: 0,
             streams: BTreeMap::new(),
+            kept: None,
             sandbox: None,
             sandboxes_made: 0,
             stack: None,
@@ -149,7 +152,7 @@ impl Agent {
             shutdown: None,
         };
         let sandbox = agent
-            .make_sandbox()
+            .make_sandbox(None)
             .map_err(|error| AgentError::Sandbox(Box::new(error)))?;
         agent.sandbox = Some(sandbox);
         Ok(agent)

@@ -71,9 +71,42 @@ pub fn mount_virtiofs(tag: &str, target: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Where containers are put together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// A directory for it, in a mount namespace of each container's own.
+    pub(crate) staging: &'a Path,
+    pub(crate) mount_share: MountShare,
+}
+
+/// A share that is mounted where nobody sees it, so that its file system and what is known of its
+/// files outlive the containers that have it mounted.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) tag: String,
+    _mount: OwnedFd,
+}
+
+impl Kept {
+    pub(crate) fn new(place: Place<'_>, tag: &str) -> Result<Self> {
+        let target = place.at(KEPT);
+        make_dir(&target)?;
+        (place.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = mount::open_tree(CWD, &target, flags).map_err(failed("keep share", tag));
+        mount::unmount(&target, UnmountFlags::DETACH).map_err(failed("hide share", tag))?;
+        Ok(Self {
+            tag: tag.into(),
+            _mount: mount?,
+        })
+    }
+}
+
 /// Namespaces with the usual mounts, for a container that is not known yet.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
+    /// The share that is its root already, with the usual mounts in their places.
+    root: Option<String>,
     twin: Twin,
     cgroup: Cgroup,
     devices: Devices,
@@ -92,6 +125,7 @@ pub(crate) struct Devices {
 /// Directories below the staging directory: the container's root, and what is moved into it.
 const ROOT: &str = "root";
 const SHARE: &str = "share";
+const KEPT: &str = "kept";
 const STAGED: [&str; 3] = ["proc", "sys", "dev"];
 
 /// Character devices of every container: name, major, minor (devices.txt of the kernel).
@@ -137,12 +171,14 @@ fn bound_capabilities() -> io::Result<()> {
 }
 
 impl Sandbox {
-    /// Prepares a sandbox in a new cgroup of this name below `cgroups`; its mounts are staged below
-    /// `staging` in a mount namespace of its own. It runs on `stack`, if there is one to spare.
+    /// Prepares a sandbox in a new cgroup of this name below `cgroups`; its mounts are staged in a
+    /// mount namespace of its own, in the share `root` if that is known. It runs on `stack`, if
+    /// there is one to spare.
     pub(crate) fn prepare(
-        staging: &Path,
+        place: Place<'_>,
         cgroups: &Rc<OwnedFd>,
         name: String,
+        root: Option<String>,
         stack: Option<Stack>,
     ) -> Result<Self> {
         let cgroup =
@@ -154,13 +190,65 @@ impl Sandbox {
             libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         let mut twin = Twin::spawn(namespaces, Some(cgroup.dir()), stack)
             .map_err(failed("make", "the container's namespaces"))?;
-        let devices = twin.run(|| stage(staging)).ok_or(ContainerError::Died)??;
+        let devices = twin
+            .run(|| {
+                let devices = stage(place.staging)?;
+                if let Some(tag) = &root {
+                    let root = place.mount_root(tag)?;
+                    place.move_in(root.as_fd())?;
+                }
+                Ok(devices)
+            })
+            .ok_or(ContainerError::Died)??;
         Ok(Self {
+            root,
             namespaces: namespaces_of(&twin),
             twin,
             cgroup,
             devices,
         })
+    }
+
+    /// Whether it can become this container.
+    pub(crate) fn fits(&self, spec: &agent_protocol::Container) -> bool {
+        self.root.is_none() || self.has_root(&spec.root)
+    }
+
+    /// Whether this is what was mounted already.
+    fn has_root(&self, root: &Mount) -> bool {
+        match &root.source {
+            Source::Share { tag, path } => path.is_empty() && self.root.as_ref() == Some(tag),
+            Source::Tmpfs { .. } => false,
+        }
+    }
+}
+
+impl Place<'_> {
+    fn at(&self, name: &str) -> PathBuf {
+        self.staging.join(name)
+    }
+
+    /// Makes a share the root.
+    fn mount_root(&self, tag: &str) -> Result<OwnedFd> {
+        let target = self.at(ROOT);
+        (self.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
+        open_place(&target)
+    }
+
+    /// Moves the usual mounts to their places in the root.
+    fn move_in(&self, root: BorrowedFd<'_>) -> Result<()> {
+        for name in STAGED {
+            let staged = self.at(name);
+            // Usually there is a directory of that name, and one call is enough. It follows no
+            // link.
+            if mount::move_mount(CWD, &staged, root, name, MoveMountFlags::empty()).is_ok() {
+                continue;
+            }
+            let target = paths::open_or_make(root, name, Missing::Directory)
+                .map_err(failed("make", format!("/{name}")))?;
+            attach(CWD, &staged, target.as_fd(), &format!("/{name}"))?;
+        }
+        Ok(())
     }
 }
 
@@ -289,14 +377,15 @@ impl Container {
     pub(crate) fn create(
         sandbox: Sandbox,
         spec: &agent_protocol::Container,
-        staging: &Path,
-        mount_share: MountShare,
+        place: Place<'_>,
     ) -> Result<Self> {
         if spec.hostname.len() > 64 {
             return Err(ContainerError::HostName(spec.hostname.clone()));
         }
+        let prepared = sandbox.has_root(&spec.root);
         // Last, as it must be gone before its cgroup can be removed.
         let Sandbox {
+            root: _,
             cgroup,
             devices,
             namespaces,
@@ -305,11 +394,10 @@ impl Container {
         let root = twin
             .run(|| {
                 Assembly {
-                    staging,
-                    mount_share,
+                    place,
                     shares: Vec::new(),
                 }
-                .assemble(spec)
+                .assemble(spec, prepared)
             })
             .ok_or(ContainerError::Died)??;
         Ok(Self {
@@ -324,18 +412,21 @@ impl Container {
 
 /// A root file system while it is put together; runs in the sandbox.
 struct Assembly<'a> {
-    staging: &'a Path,
-    mount_share: MountShare,
+    place: Place<'a>,
     /// The shares that are mounted already, by tag. The root's is not among them: mounts in it would be in the way.
     shares: Vec<(String, OwnedFd)>,
 }
 
 impl Assembly<'_> {
-    fn assemble(mut self, spec: &agent_protocol::Container) -> Result<OwnedFd> {
-        let root = self.mount_root(&spec.root)?;
-        for name in STAGED {
-            self.move_in(root.as_fd(), name)?;
-        }
+    /// Puts the container together; its root may have been `prepared` with the sandbox.
+    fn assemble(mut self, spec: &agent_protocol::Container, prepared: bool) -> Result<OwnedFd> {
+        let root = if prepared {
+            open_place(&self.place.at(ROOT))?
+        } else {
+            let root = self.mount_root(&spec.root)?;
+            self.place.move_in(root.as_fd())?;
+            root
+        };
         // Before the volumes, so that a file never ends up in one of them.
         for file in &spec.files {
             paths::write_file(root.as_fd(), &file.path, &file.content, file.mode)
@@ -359,28 +450,10 @@ impl Assembly<'_> {
         Ok(root)
     }
 
-    /// Moves a prepared mount to its place in the root.
-    fn move_in(&self, root: BorrowedFd<'_>, name: &str) -> Result<()> {
-        let staged = self.at(name);
-        // Usually there is a directory of that name, and one call is enough. It follows no link.
-        if mount::move_mount(CWD, &staged, root, name, MoveMountFlags::empty()).is_ok() {
-            return Ok(());
-        }
-        let target = paths::open_or_make(root, name, Missing::Directory)
-            .map_err(failed("make", format!("/{name}")))?;
-        attach(CWD, &staged, target.as_fd(), &format!("/{name}"))
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.staging.join(name)
-    }
-
     fn mount_root(&mut self, root: &Mount) -> Result<OwnedFd> {
-        let target = self.at(ROOT);
+        let target = self.place.at(ROOT);
         match &root.source {
-            Source::Share { tag, path } if path.is_empty() => {
-                (self.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
-            }
+            Source::Share { tag, path } if path.is_empty() => return self.place.mount_root(tag),
             Source::Share { tag, path } => {
                 let tree = self.share_tree(tag, path)?;
                 attach(
@@ -442,8 +515,8 @@ impl Assembly<'_> {
             Some(index) => index,
             None => {
                 // One over the other: they are reached by descriptor.
-                let target = self.at(SHARE);
-                (self.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
+                let target = self.place.at(SHARE);
+                (self.place.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
                 self.shares.push((tag.to_owned(), open_place(&target)?));
                 self.shares.len() - 1
             }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol. Host and agent refuse to work with another one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Host port (CID 2) to which the agent connects once, when it is ready for work.
 pub const READY_PORT: u32 = 1024;
@@ -109,6 +109,13 @@ pub enum Action {
     },
     /// End every process, flush and unmount the file systems and power the VM off.
     Shutdown,
+    /// Be ready for a container whose root file system is this share: keep the share mounted,
+    /// whatever becomes of containers, and have all prepared that does not depend on the
+    /// container. For a VM that is to be saved as a template for one image.
+    Prepare {
+        /// The share's virtio-fs tag.
+        root: String,
+    },
 }
 
 /// What differs from one clone of a template to the next.

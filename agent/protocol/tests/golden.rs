@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 1);
+    assert_eq!(VERSION, 2);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -162,6 +162,12 @@ fn signal_resize_shutdown() {
         "0600000001040232ac02",
     );
     golden_action(Action::Shutdown, "020000000105");
+    golden_action(
+        Action::Prepare {
+            root: "root".into(),
+        },
+        "07000000010604726f6f74",
+    );
 }
 
 #[test]

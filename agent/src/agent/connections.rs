@@ -112,6 +112,7 @@ impl Agent {
         {
             let result = match request.action {
                 Action::Personalize(personality) => self.personalize(&personality),
+                Action::Prepare { root } => self.prepare(&root),
                 Action::Create(spec) => self.create(&spec),
                 Action::Start(process) => {
                     connection.starting = Some(Starting {

@@ -9,7 +9,7 @@ use rustix::time::{ClockId, Timespec, clock_settime};
 
 use super::Agent;
 use super::processes::Running;
-use crate::container::{Container, ContainerError, Sandbox};
+use crate::container::{Container, ContainerError, Kept, Place, Sandbox};
 use crate::process::{self, StartError};
 use crate::stream::Channel;
 use crate::sys;
@@ -29,6 +29,11 @@ pub(super) enum RequestError {
     ContainerExists(u32),
     #[error("{0} is no signal")]
     NoSignal(i32),
+    #[error("Failed to prepare for a container on share {root}")]
+    Prepare {
+        root: String,
+        source: ContainerError,
+    },
     #[error("Failed to set up container {id}")]
     Create { id: u32, source: ContainerError },
     #[error(transparent)]
@@ -54,7 +59,7 @@ impl RequestError {
                 ..
             } => Failure::Invalid,
             Self::Start(error) => error.failure(),
-            Self::Create { .. } | Self::System { .. } => Failure::System,
+            Self::Prepare { .. } | Self::Create { .. } | Self::System { .. } => Failure::System,
         }
     }
 }
@@ -81,10 +86,33 @@ impl Agent {
         clock_settime(ClockId::Realtime, time).map_err(system("set the clock"))
     }
 
-    pub(super) fn make_sandbox(&mut self) -> Result<Sandbox, ContainerError> {
+    pub(super) fn make_sandbox(&mut self, root: Option<String>) -> Result<Sandbox, ContainerError> {
         self.sandboxes_made += 1;
         let name = format!("container{}", self.sandboxes_made);
-        Sandbox::prepare(&self.config.staging, &self.cgroup, name, self.stack.take())
+        let stack = self.stack.take();
+        Sandbox::prepare(self.place(), &self.cgroup, name, root, stack)
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place {
+            staging: &self.config.staging,
+            mount_share: self.config.mount_share,
+        }
+    }
+
+    /// Keeps a share mounted, and has a sandbox ready that has it as its root.
+    pub(super) fn prepare(&mut self, root: &str) -> Result<(), RequestError> {
+        let failed = |source| RequestError::Prepare {
+            root: root.into(),
+            source,
+        };
+        if self.kept.as_ref().is_none_or(|kept| kept.tag != root) {
+            self.kept = Some(Kept::new(self.place(), root).map_err(failed)?);
+        }
+        // One that was made for another root is of no use.
+        self.sandbox = None;
+        self.sandbox = Some(self.make_sandbox(Some(root.into())).map_err(failed)?);
+        Ok(())
     }
 
     pub(super) fn create(&mut self, spec: &agent_protocol::Container) -> Result<(), RequestError> {
@@ -94,12 +122,10 @@ impl Agent {
         }
         let failed = |source| RequestError::Create { id: id.0, source };
         let sandbox = match self.sandbox.take() {
-            Some(sandbox) => sandbox,
-            None => self.make_sandbox().map_err(failed)?,
+            Some(sandbox) if sandbox.fits(spec) => sandbox,
+            _ => self.make_sandbox(None).map_err(failed)?,
         };
-        let container =
-            Container::create(sandbox, spec, &self.config.staging, self.config.mount_share)
-                .map_err(failed)?;
+        let container = Container::create(sandbox, spec, self.place()).map_err(failed)?;
         self.containers.insert(id, container);
         Ok(())
     }

@@ -261,3 +261,43 @@ fn containers_are_apart() {
     assert_eq!(first.stdout, "testbox\n");
     assert_eq!(guest.run(&mut control, process).stdout, "1\nother\n");
 }
+
+/// A container on a share that was mounted for it before it was known.
+#[test]
+fn a_prepared_root_serves_one_container_after_the_other() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    let root = guest.root("").display().to_string();
+    for round in 0..3 {
+        control.ask(Action::Prepare { root: root.clone() });
+        control.ask(Action::Create(Box::new(guest.container())));
+        let script =
+            "hostname; cat /round; ls -d /proc/1 /sys/class /dev/null; grep -c kept /proc/mounts";
+        let mut process = shell(round, script);
+        process.container = guest.container().id;
+        std::fs::write(guest.root("round"), format!("{round}\n")).unwrap();
+        let output = guest.run(&mut control, process);
+        assert_eq!(
+            output.stdout,
+            format!("testbox\n{round}\n/dev/null\n/proc/1\n/sys/class\n0\n")
+        );
+    }
+}
+
+#[test]
+fn a_prepared_root_is_no_obstacle_to_another() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    let prepared = guest.root("elsewhere");
+    std::fs::create_dir(&prepared).unwrap();
+    control.ask(Action::Prepare {
+        root: prepared.display().to_string(),
+    });
+    control.ask(Action::Create(Box::new(guest.container())));
+    let output = guest.run(&mut control, shell(1, "hostname"));
+    assert_eq!(output.stdout, "testbox\n");
+    let failed = control.try_ask(Action::Prepare {
+        root: "/does/not/exist".into(),
+    });
+    assert_eq!(failed.unwrap_err().0, Failure::System);
+}

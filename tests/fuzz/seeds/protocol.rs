@@ -29,6 +29,9 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
             },
         },
         Action::Shutdown,
+        Action::Prepare {
+            root: "root".into(),
+        },
     ];
     let requests = actions
         .into_iter()

@@ -145,7 +145,10 @@ fn step(action: &Action) -> &'static str {
         Action::Personalize(_) => "clock and randomness set",
         Action::Create(_) => "container created",
         Action::Start(_) => "process started",
-        Action::Signal { .. } | Action::Resize { .. } | Action::Shutdown => "request done",
+        Action::Signal { .. }
+        | Action::Resize { .. }
+        | Action::Shutdown
+        | Action::Prepare { .. } => "request done",
     }
 }
 

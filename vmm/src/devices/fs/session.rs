@@ -202,27 +202,28 @@ struct Scratch {
 }
 
 const QUEUE_SIZE: u16 = 4;
-const DESCRIPTORS: GuestAddress = GuestAddress(0);
-const AVAIL: GuestAddress = GuestAddress(0x1000);
-const USED: GuestAddress = GuestAddress(0x2000);
-const REQUEST: GuestAddress = GuestAddress(0x3000);
-const ANSWER: GuestAddress = GuestAddress(0x5000);
+const DESCRIPTORS: u32 = 0;
+const AVAIL: u32 = 0x1000;
+const USED: u32 = 0x2000;
+const REQUEST: u32 = 0x3000;
+const ANSWER: u32 = 0x5000;
 const SCRATCH: usize = 0x6000;
 /// `VRING_DESC_F_NEXT`, `VRING_DESC_F_WRITE`.
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
+
+fn at(area: u32, offset: usize) -> GuestAddress {
+    GuestAddress(u64::from(area) + offset as u64)
+}
 
 impl Scratch {
     fn new() -> Result<Self, SessionError> {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SCRATCH)])
             .map_err(|_| SessionError::Malformed)?;
         let mut queue = Queue::new(QUEUE_SIZE).map_err(|_| SessionError::Malformed)?;
-        let address = |address: GuestAddress| (Some(address.0 as u32), Some(0));
-        let ((desc, high), (avail, _), (used, _)) =
-            (address(DESCRIPTORS), address(AVAIL), address(USED));
-        queue.set_desc_table_address(desc, high);
-        queue.set_avail_ring_address(avail, high);
-        queue.set_used_ring_address(used, high);
+        queue.set_desc_table_address(Some(DESCRIPTORS), Some(0));
+        queue.set_avail_ring_address(Some(AVAIL), Some(0));
+        queue.set_used_ring_address(Some(USED), Some(0));
         queue.set_ready(true);
         Ok(Self {
             memory,
@@ -249,7 +250,7 @@ impl Scratch {
         answer(&self.memory, chain);
         let mut found = vec![0; length];
         self.memory
-            .read_slice(&mut found, ANSWER)
+            .read_slice(&mut found, at(ANSWER, 0))
             .map_err(|_| SessionError::Malformed)?;
         Ok(found)
     }
@@ -258,22 +259,22 @@ impl Scratch {
         let length = |bytes: usize| u32::try_from(bytes).ok();
         let next = if answer > 0 { NEXT } else { 0 };
         let descriptors = [
-            Descriptor::new(REQUEST.0, length(request.len())?, next, 1),
-            Descriptor::new(ANSWER.0, length(answer)?, WRITE, 0),
+            Descriptor::new(u64::from(REQUEST), length(request.len())?, next, 1),
+            Descriptor::new(u64::from(ANSWER), length(answer)?, WRITE, 0),
         ];
         for (index, descriptor) in (0..).zip(descriptors) {
-            let place = GuestAddress(DESCRIPTORS.0 + index * size_of::<Descriptor>() as u64);
+            let place = at(DESCRIPTORS, index * size_of::<Descriptor>());
             self.memory
                 .write_obj(RawDescriptor::from(descriptor), place)
                 .ok()?;
         }
-        self.memory.write_slice(request, REQUEST).ok()?;
-        self.memory.write_slice(&vec![0; answer], ANSWER).ok()?;
+        self.memory.write_slice(request, at(REQUEST, 0)).ok()?;
+        self.memory
+            .write_slice(&vec![0; answer], at(ANSWER, 0))
+            .ok()?;
         // `struct vring_avail`: flags, index, ring. Every request begins at the first descriptor.
         self.requests = self.requests.wrapping_add(1);
-        self.memory
-            .write_obj(self.requests, GuestAddress(AVAIL.0 + 2))
-            .ok()
+        self.memory.write_obj(self.requests, at(AVAIL, 2)).ok()
     }
 }
 
