@@ -33,7 +33,7 @@ pub(crate) const CONTAINER: ContainerId = ContainerId(0);
 pub(crate) const PROCESS: ProcessId = ProcessId(0);
 
 /// Tag of the share that is the container's root file system.
-const ROOT_TAG: &str = "rootfs";
+pub(crate) const ROOT_TAG: &str = "rootfs";
 
 /// Tag of the share that holds the volumes, each under its number.
 const VOLUMES_TAG: &str = "volumes";

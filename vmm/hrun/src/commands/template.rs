@@ -11,8 +11,9 @@ use crate::{
     options::size,
     parts::Parts,
     signals::Signals,
+    spec::{Process, RunOptions},
     table,
-    template::{Class, Got, Making, Template, Templates},
+    template::{Class, ForImage, Got, Making, Rehearsal, Template, Templates},
 };
 
 /// Manage the saved VMs that containers start from
@@ -32,7 +33,10 @@ pub(crate) enum TemplateCommand {
 #[command(after_help = "\
 Examples:
   hrun template create                      For hrun run
-  hrun template create --cpus 2 -m 1g       For hrun run --cpus 2 -m 1g")]
+  hrun template create --cpus 2 -m 1g       For hrun run --cpus 2 -m 1g
+  hrun template create --image busybox      For hrun run busybox, which starts faster then
+  hrun template create --image debian python3 -c 'import json'
+                                            The same, with what this command reads at hand")]
 pub(crate) struct CreateArgs {
     /// Memory that containers will see
     #[arg(short, long, value_name = "SIZE", default_value = "256m")]
@@ -40,6 +44,17 @@ pub(crate) struct CreateArgs {
     /// CPUs that containers will see
     #[arg(long, value_name = "N", default_value = "1")]
     cpus: String,
+    /// Make it for this image: its containers find what COMMAND has read in memory
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
+    /// What runs once in the VM before it is saved; true if nothing is named
+    #[arg(
+        value_name = "COMMAND",
+        requires = "image",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    command: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -62,6 +77,8 @@ struct Listed {
     name: String,
     cpus: u8,
     memory: u64,
+    /// The image that it is for.
+    image: Option<String>,
     /// Bytes on disk.
     size: u64,
     /// Seconds since the Unix epoch.
@@ -71,10 +88,11 @@ struct Listed {
 }
 
 pub(crate) fn execute(command: &TemplateCommand) -> anyhow::Result<()> {
-    let templates = Templates::open(&Dirs::from_env()?)?;
+    let dirs = Dirs::from_env()?;
+    let templates = Templates::open(&dirs)?;
     match command {
         TemplateCommand::Ls(args) => ls(&templates, args.format),
-        TemplateCommand::Create(args) => create(&templates, args),
+        TemplateCommand::Create(args) => create(&dirs, &templates, args),
         TemplateCommand::Rm(args) => args.templates.iter().try_for_each(|name| {
             let template = templates.find(name)?;
             templates.remove(&template)?;
@@ -95,6 +113,7 @@ fn ls(templates: &Templates, format: Format) -> anyhow::Result<()> {
             memory: about.class.memory,
             created: about.created,
             stale: about.is_stale(),
+            image: about.image.map(|image| image.name),
         })
         .collect();
     if format == Format::Json {
@@ -108,17 +127,18 @@ fn ls(templates: &Templates, format: Format) -> anyhow::Result<()> {
                 listed.cpus.to_string(),
                 size::format(listed.memory),
                 size::format(listed.size),
+                listed.image.clone().unwrap_or_default(),
                 if listed.stale { "stale" } else { "" }.into(),
             ]
         })
         .collect();
     super::print(&table::render(
-        &["NAME", "CPUS", "MEMORY", "SIZE", ""],
+        &["NAME", "CPUS", "MEMORY", "SIZE", "IMAGE", ""],
         &rows,
     ))
 }
 
-fn create(templates: &Templates, args: &CreateArgs) -> anyhow::Result<()> {
+fn create(dirs: &Dirs, templates: &Templates, args: &CreateArgs) -> anyhow::Result<()> {
     let class = Class {
         cpus: run::cpus(&args.cpus)?,
         memory: run::memory(&args.memory)?,
@@ -129,9 +149,40 @@ fn create(templates: &Templates, args: &CreateArgs) -> anyhow::Result<()> {
     let making = Making {
         signals: Some(&mut signals),
         timeout: run::boot_timeout()?,
-        begins: &|| exit::print_error(&format!("Booting a VM with {class} ...\n")),
+        begins: &|| exit::print_error(&format!("Preparing a VM with {class} ...\n")),
     };
-    let (template, got) = templates.get_or_make(class, &Parts::find()?, making)?;
+    let parts = Parts::find()?;
+    let (template, got) = match &args.image {
+        None => templates.get_or_make(class, &parts, making)?,
+        Some(name) => {
+            let store = super::image::open_store(dirs)?;
+            let image = store.find(name)?;
+            let _in_use = store.use_image(&image)?;
+            let command = args.command.clone();
+            let options = RunOptions {
+                image: name.clone(),
+                memory: class.memory,
+                cpus: class.cpus,
+                command: if command.is_empty() {
+                    vec!["true".into()]
+                } else {
+                    command
+                },
+                // An entrypoint may be a server, which does not end.
+                entrypoint: Some(String::new()),
+                ..RunOptions::default()
+            };
+            let rehearsal = Rehearsal {
+                process: &Process::resolve(&options, image.config.config().as_ref())?,
+                options: &options,
+                image: &ForImage {
+                    name: name.clone(),
+                    layers: image.layers().to_vec(),
+                },
+            };
+            templates.get_or_make_for_image(class, &parts, &rehearsal, making)?
+        }
+    };
     if let Got::Made {
         damage: Some(damage),
     } = got

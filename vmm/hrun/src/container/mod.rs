@@ -30,7 +30,7 @@ use std::{
 };
 
 pub(crate) use id::Id;
-pub(crate) use layer::WritableLayer;
+pub(crate) use layer::{LayerError, WritableLayer};
 pub(crate) use name::NameError;
 pub(crate) use owned::Container;
 pub(crate) use record::{NewRecord, Record, Status};

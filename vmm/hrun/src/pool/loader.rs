@@ -42,7 +42,7 @@ pub(super) struct Stored {
 
 impl Source for Stored {
     fn key(&self, class: Class) -> Result<String, TemplateError> {
-        Ok(self.templates.locate(class, &self.parts)?.key)
+        Ok(self.templates.locate(class, &self.parts, None)?.key)
     }
 
     fn get_or_make(&self, class: Class) -> Result<Template, TemplateError> {

@@ -31,7 +31,7 @@ use crate::{
     parts::Parts,
     pool::client::{self, ClaimRefused},
     signals::Signals,
-    template::{Class, Got, Making, Template, TemplateError, Templates},
+    template::{Class, ForImage, Got, Making, Template, TemplateError, Templates},
     timeline::{By, Timeline},
     translate,
 };
@@ -69,6 +69,8 @@ pub(crate) enum Way {
 pub(crate) struct Claim<'a> {
     pub(crate) way: Way,
     pub(crate) class: Class,
+    /// What becomes the container's root file system.
+    pub(crate) image: &'a ForImage,
     pub(crate) parts: &'a Parts,
     /// Where the pool is found.
     pub(crate) dirs: &'a Dirs,
@@ -138,8 +140,19 @@ impl Sandbox {
         match claim.way {
             Way::Boot => claim.timeline.note_way("boot", "asked for"),
             Way::Auto if claim.wants_boot => claim.timeline.note_way("boot", "to show it"),
-            Way::Template => return Self::restore(&config, claim, signals, announce, None),
+            Way::Template => {
+                if let Some(sandbox) = Self::of_image(&config, claim, announce)? {
+                    return Ok(sandbox);
+                }
+                return Self::restore(&config, claim, signals, announce, None);
+            }
             Way::Auto | Way::Pool => {
+                // It is faster than a VM of the pool that does not know the image.
+                if claim.way == Way::Auto
+                    && let Some(sandbox) = Self::of_image(&config, claim, announce)?
+                {
+                    return Ok(sandbox);
+                }
                 let refused = match Self::from_pool(&config, claim, announce)? {
                     Ok(sandbox) => return Ok(sandbox),
                     Err(refused) if claim.way == Way::Pool => {
@@ -186,7 +199,7 @@ impl Sandbox {
         claim: &Claim<'_>,
         announce: Announce<'_>,
     ) -> Result<Result<Self, ClaimRefused>, ClaimError> {
-        let template = claim.templates.locate(claim.class, claim.parts)?;
+        let template = claim.templates.locate(claim.class, claim.parts, None)?;
         let mut process = match client::claim(claim.dirs, claim.class, &template.key) {
             Ok(claimed) => claimed.into_process(),
             Err(refused) => return Ok(Err(refused)),
@@ -212,6 +225,42 @@ impl Sandbox {
             }
             Ok(_) => Err(restore_error(&template, EventError::Malformed)),
             Err(error) => Err(restore_error(&template, error)),
+        }
+    }
+
+    /// A clone of the template for the container's image, if there is one that can be used.
+    fn of_image(
+        config: &dyn Fn(Origin) -> VmConfig,
+        claim: &Claim<'_>,
+        announce: Announce<'_>,
+    ) -> Result<Option<Self>, ClaimError> {
+        let image = Some(claim.image);
+        let template = claim.templates.locate(claim.class, claim.parts, image)?;
+        match claim.templates.is_usable(&template) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(TemplateError::Snapshot(damage)) => {
+                exit::print_error(&format!("hrun: {damage}; removed that template\n"));
+                claim.templates.remove(&template)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        claim
+            .timeline
+            .note_way("template", "there is one for the image");
+        claim.timeline.mark("template found");
+        let config = config(Origin::Restore(template.dir.clone()));
+        match Self::clone_of(&template, &config, claim, announce) {
+            Ok(sandbox) => Ok(Some(sandbox)),
+            Err(CloneError::Unusable(ended)) => {
+                exit::print_error(&format!(
+                    "hrun: {ended}; removed the template for the image\n"
+                ));
+                claim.templates.remove(&template)?;
+                Ok(None)
+            }
+            Err(CloneError::Fatal(error)) => Err(error),
         }
     }
 

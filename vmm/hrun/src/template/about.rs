@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{Class, TemplateError};
+use super::{Class, ForImage, TemplateError};
 use crate::parts::Parts;
 
 const FILE: &str = "about.json";
@@ -29,11 +29,43 @@ pub(crate) struct About {
     pub(crate) host: String,
     /// Kernel, initramfs and VMM.
     pub(crate) parts: Vec<PartIdentity>,
+    /// The image that its VMs have as their root file system, if they are for one.
+    #[serde(default)]
+    pub(crate) image: Option<ImageIdentity>,
     /// When it was made, in seconds since the Unix epoch.
     pub(crate) created: u64,
 }
 
-/// A file, and what changes when it is replaced.
+/// An image in the store: another one has other layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageIdentity {
+    /// What it was called when the template was made.
+    pub(crate) name: String,
+    layers: Vec<PartIdentity>,
+}
+
+impl ImageIdentity {
+    fn of(image: &ForImage) -> Result<Self, TemplateError> {
+        Ok(Self {
+            name: image.name.clone(),
+            layers: identities(image.layers.iter())?,
+        })
+    }
+}
+
+fn identities<'a>(
+    paths: impl Iterator<Item = &'a PathBuf>,
+) -> Result<Vec<PartIdentity>, TemplateError> {
+    let identity = |path: &PathBuf| {
+        PartIdentity::of(path).map_err(|source| TemplateError::Part {
+            path: path.clone(),
+            source,
+        })
+    };
+    paths.map(identity).collect()
+}
+
+/// A file or a directory, and what changes when it is replaced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PartIdentity {
     path: PathBuf,
@@ -58,16 +90,12 @@ impl PartIdentity {
 
 impl About {
     /// What a template would be made from today.
-    pub(super) fn new(class: Class, parts: &Parts) -> Result<Self, TemplateError> {
-        let parts = [&parts.kernel, &parts.initramfs, &parts.vmm]
-            .into_iter()
-            .map(|path| {
-                PartIdentity::of(path).map_err(|source| TemplateError::Part {
-                    path: path.clone(),
-                    source,
-                })
-            })
-            .collect::<Result<_, _>>()?;
+    pub(super) fn new(
+        class: Class,
+        parts: &Parts,
+        image: Option<&ForImage>,
+    ) -> Result<Self, TemplateError> {
+        let parts = identities([&parts.kernel, &parts.initramfs, &parts.vmm].into_iter())?;
         let created = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             class,
@@ -77,6 +105,7 @@ impl About {
                 .to_string_lossy()
                 .into_owned(),
             parts,
+            image: image.map(ImageIdentity::of).transpose()?,
             created: created.map_or(0, |since| since.as_secs()),
         })
     }
@@ -85,7 +114,8 @@ impl About {
     pub(super) fn key(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(format!("{:?} {} {}", self.class, self.version, self.host));
-        for part in &self.parts {
+        let layers = self.image.iter().flat_map(|image| &image.layers);
+        for part in self.parts.iter().chain(layers) {
             hash.update(format!("{part:?}"));
         }
         let digest: String = hash
@@ -101,7 +131,8 @@ impl About {
     pub(crate) fn is_stale(&self) -> bool {
         let changed =
             |part: &PartIdentity| !PartIdentity::of(&part.path).is_ok_and(|now| now == *part);
-        self.parts.iter().any(changed) || self.version != env!("CARGO_PKG_VERSION")
+        let layers = self.image.iter().flat_map(|image| &image.layers);
+        self.parts.iter().chain(layers).any(changed) || self.version != env!("CARGO_PKG_VERSION")
     }
 
     pub(super) fn read(dir: &Path) -> io::Result<Self> {

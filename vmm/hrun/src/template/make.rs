@@ -10,7 +10,7 @@ use std::{
 
 use vmm::api::{Client, ClientError, Request};
 
-use super::{About, Template, TemplateError, Templates, failed, remove_all};
+use super::{About, RehearsalError, Template, TemplateError, Templates, failed, remove_all};
 use crate::{
     parts::Parts,
     sandbox::{BootError, SpawnError, VmProcess, boot},
@@ -23,7 +23,7 @@ use crate::{
 const SETTLING: Duration = Duration::from_secs(1);
 
 /// How long the VMM may take to write a snapshot.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a template that has to be made needs besides its parts.
 pub(crate) struct Making<'a> {
@@ -33,6 +33,16 @@ pub(crate) struct Making<'a> {
     pub(crate) timeout: Duration,
     /// Called before it begins: somebody will have to wait.
     pub(crate) begins: &'a dyn Fn(),
+}
+
+impl Making<'_> {
+    /// The same for something that comes before.
+    pub(super) fn reborrow(&mut self) -> Making<'_> {
+        Making {
+            signals: self.signals.as_deref_mut(),
+            ..*self
+        }
+    }
 }
 
 /// Failure to make a template.
@@ -50,12 +60,18 @@ pub(crate) enum MakeError {
     /// Its VM cannot be saved.
     #[error("Failed to save the VM")]
     Save(#[from] ClientError),
+    /// A container of its image could not be run in it.
+    #[error(transparent)]
+    Rehearse(#[from] RehearsalError),
 }
 
 impl MakeError {
     /// Whether it was a signal that put an end to it.
     pub(crate) fn is_interrupt(&self) -> bool {
-        matches!(self, Self::Boot(BootError::Interrupted(_)))
+        matches!(
+            self,
+            Self::Boot(BootError::Interrupted(_)) | Self::Rehearse(RehearsalError::Interrupted(_))
+        )
     }
 }
 
@@ -89,16 +105,11 @@ pub(super) fn make(
     making: Making<'_>,
 ) -> Result<(), MakeError> {
     (making.begins)();
-    let about = About::new(template.class, parts)?;
+    let about = About::new(template.class, parts, None)?;
     // Both take what an earlier maker left behind along.
-    let new = Scratch::new(templates.store.join(format!(".{}.new", template.key)))?;
+    let new = Scratch::new(templates.new_dir(template))?;
     let sockets = Scratch::new(templates.state.join(&template.key))?;
-    let places = Places {
-        control: sockets.path.join("control"),
-        vsock: sockets.path.join("vsock"),
-        console: None,
-        profile: None,
-    };
+    let places = places(&sockets);
     let mut config = translate::template_config(template.class, parts, &places);
     config.snapshot = Some(new.path.clone());
 
@@ -112,17 +123,42 @@ pub(super) fn make(
         deadline,
         making.timeout,
     )?;
+    save(process, &places)?;
+    place(templates, template, &about, &new.path)
+}
+
+/// Where the sockets of a VM are that is to be saved.
+pub(super) fn places(sockets: &Scratch) -> Places {
+    Places {
+        control: sockets.path.join("control"),
+        vsock: sockets.path.join("vsock"),
+        console: None,
+        profile: None,
+    }
+}
+
+/// Saves a VM that is ready, and ends it.
+pub(super) fn save(process: VmProcess, places: &Places) -> Result<(), MakeError> {
     thread::sleep(SETTLING);
     let mut client = Client::connect(&places.control, SNAPSHOT_TIMEOUT)?;
     client.request(Request::Pause)?;
     client.request(Request::Snapshot)?;
     drop(process);
+    Ok(())
+}
 
+/// Puts a template that was made in `new` where it is found.
+pub(super) fn place(
+    templates: &Templates,
+    template: &Template,
+    about: &About,
+    new: &Path,
+) -> Result<(), MakeError> {
     about
-        .write(&new.path)
-        .map_err(failed("write the description of", &new.path))?;
+        .write(new)
+        .map_err(failed("write the description of", new))?;
     let place = || {
-        fs::rename(&new.path, &template.dir)?;
+        fs::rename(new, &template.dir)?;
         File::open(&templates.store)?.sync_all()
     };
     place().map_err(failed("make", &template.dir))?;
@@ -130,12 +166,12 @@ pub(super) fn make(
 }
 
 /// A directory that is removed, if it is still there, when nobody needs it any more.
-struct Scratch {
-    path: PathBuf,
+pub(super) struct Scratch {
+    pub(super) path: PathBuf,
 }
 
 impl Scratch {
-    fn new(path: PathBuf) -> Result<Self, TemplateError> {
+    pub(super) fn new(path: PathBuf) -> Result<Self, TemplateError> {
         remove_all(&path)?;
         fs::DirBuilder::new()
             .mode(0o700)

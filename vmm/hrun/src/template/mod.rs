@@ -15,6 +15,7 @@
 mod about;
 mod make;
 mod trust;
+mod warm;
 
 use std::{
     fmt, fs, io,
@@ -27,6 +28,7 @@ use vmm::snapshot::SnapshotError;
 
 pub(crate) use about::About;
 pub(crate) use make::{MakeError, Making};
+pub(crate) use warm::{Rehearsal, RehearsalError};
 
 use crate::{dirs::Dirs, options::size, parts::Parts};
 
@@ -45,6 +47,15 @@ impl fmt::Display for Class {
         let memory = size::format(self.memory);
         write!(f, "{} CPU{plural}, {memory}", self.cpus)
     }
+}
+
+/// An image that a template may be for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ForImage {
+    /// What people call it.
+    pub(crate) name: String,
+    /// The directories of its layers, topmost first.
+    pub(crate) layers: Vec<PathBuf>,
 }
 
 /// A template that is there.
@@ -128,9 +139,15 @@ impl Templates {
         Ok(templates)
     }
 
-    /// The template of this class for these parts and this host: where it is, or would be.
-    pub(crate) fn locate(&self, class: Class, parts: &Parts) -> Result<Template, TemplateError> {
-        let key = About::new(class, parts)?.key();
+    /// The template of this class for these parts and this host, and for an image if one is
+    /// given: where it is, or would be.
+    pub(crate) fn locate(
+        &self,
+        class: Class,
+        parts: &Parts,
+        image: Option<&ForImage>,
+    ) -> Result<Template, TemplateError> {
+        let key = About::new(class, parts, image)?.key();
         Ok(Template {
             dir: self.store.join(&key),
             key,
@@ -155,7 +172,33 @@ impl Templates {
         parts: &Parts,
         making: Making<'_>,
     ) -> Result<(Template, Got), TemplateError> {
-        let template = self.locate(class, parts)?;
+        let template = self.locate(class, parts, None)?;
+        self.find_or_make(template, |template| {
+            make::make(self, template, parts, making)
+        })
+    }
+
+    /// Finds a template for an image, or makes it out of the one of its class, which is made as
+    /// well if there is none.
+    pub(crate) fn get_or_make_for_image(
+        &self,
+        class: Class,
+        parts: &Parts,
+        rehearsal: &Rehearsal<'_>,
+        mut making: Making<'_>,
+    ) -> Result<(Template, Got), TemplateError> {
+        let template = self.locate(class, parts, Some(rehearsal.image))?;
+        let (base, _) = self.get_or_make(class, parts, making.reborrow())?;
+        self.find_or_make(template, |template| {
+            warm::make(self, template, &base, parts, rehearsal, making)
+        })
+    }
+
+    fn find_or_make(
+        &self,
+        template: Template,
+        make: impl FnOnce(&Template) -> Result<(), MakeError>,
+    ) -> Result<(Template, Got), TemplateError> {
         let damage = match self.is_usable(&template) {
             Ok(true) => return Ok((template, Got::Found)),
             Ok(false) => None,
@@ -170,8 +213,8 @@ impl Templates {
             Err(TemplateError::Snapshot(_)) => self.discard(&template)?,
             Err(error) => return Err(error),
         }
-        make::make(self, &template, parts, making)
-            .map_err(|source| TemplateError::Make { class, source })?;
+        let class = template.class;
+        make(&template).map_err(|source| TemplateError::Make { class, source })?;
         self.collect()?;
         Ok((template, Got::Made { damage }))
     }
@@ -214,6 +257,11 @@ impl Templates {
     pub(crate) fn verify(&self, template: &Template) -> Result<(), TemplateError> {
         trust::withdraw(&self.state, template)?;
         trust::establish(&self.state, template)
+    }
+
+    /// Where a template is made, to be renamed when it is whole.
+    fn new_dir(&self, template: &Template) -> PathBuf {
+        self.store.join(format!(".{}.new", template.key))
     }
 
     /// Removes a template; the lock must be held. VMs that came from it go on.

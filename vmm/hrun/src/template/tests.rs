@@ -31,7 +31,7 @@ fn the_name_says_everything_that_matters() {
     let dir = tempfile::tempdir().unwrap();
     let parts = parts(dir.path());
     let templates = templates(dir.path());
-    let key = |class| templates.locate(class, &parts).unwrap().key;
+    let key = |class| templates.locate(class, &parts, None).unwrap().key;
     let first = key(CLASS);
     assert!(first.starts_with("2cpu-256m-"), "{first}");
     assert_eq!(first, key(CLASS));
@@ -51,9 +51,9 @@ fn a_template_of_replaced_parts_is_stale_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let parts = parts(dir.path());
     let templates = templates(dir.path());
-    let template = templates.locate(CLASS, &parts).unwrap();
+    let template = templates.locate(CLASS, &parts, None).unwrap();
     make_dir(&template.dir).unwrap();
-    About::new(CLASS, &parts)
+    About::new(CLASS, &parts, None)
         .unwrap()
         .write(&template.dir)
         .unwrap();
@@ -77,7 +77,9 @@ fn a_missing_part_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let parts = parts(dir.path());
     fs::remove_file(&parts.kernel).unwrap();
-    let error = templates(dir.path()).locate(CLASS, &parts).unwrap_err();
+    let error = templates(dir.path())
+        .locate(CLASS, &parts, None)
+        .unwrap_err();
     assert!(error.to_string().contains("vmlinux"), "{error}");
 }
 
@@ -86,7 +88,7 @@ fn what_is_half_there_is_no_template() {
     let dir = tempfile::tempdir().unwrap();
     let parts = parts(dir.path());
     let templates = templates(dir.path());
-    let template = templates.locate(CLASS, &parts).unwrap();
+    let template = templates.locate(CLASS, &parts, None).unwrap();
     assert!(!templates.is_usable(&template).unwrap());
     make_dir(&template.dir).unwrap();
     fs::write(template.dir.join("state"), "HRUNSNAP").unwrap();

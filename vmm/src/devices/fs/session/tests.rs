@@ -47,7 +47,7 @@ impl Guest {
 
     fn init(&mut self) {
         let mut body = Vec::new();
-        for word in [7u32, 36, 128 << 10, u32::MAX & !(1 << 30)] {
+        for word in [7u32, 36, 128 << 10, !(1 << 30)] {
             body.extend(word.to_le_bytes());
         }
         let answer = self.ask(Opcode::Init, 0, &body, 80);
