@@ -1,5 +1,5 @@
 //! How a template for an image is made: a clone of the template for its class gets the image as its
-//! root file system and runs a command in it once. What the guest has read and looked up by then,
+//! root file system and runs a command in it. What the guest has read and looked up by then,
 //! it knows in every clone.
 
 use std::{io, path::Path, thread, time::Instant};
@@ -23,7 +23,11 @@ use crate::{
     translate::{self, Places, Ready},
 };
 
-/// What runs once in a VM that is saved for an image.
+/// How often the command runs: a page that is used for the second time is moved to the list of
+/// those that are worth keeping, and that is to be done by then.
+const REHEARSALS: u32 = 3;
+
+/// What runs in a VM before that is saved for an image.
 #[derive(Debug)]
 pub(crate) struct Rehearsal<'a> {
     pub(crate) image: &'a ForImage,
@@ -96,7 +100,14 @@ pub(super) fn make(
         volumes: &[],
     };
     let process = restore(&ready, base, parts, &places, &new.path)?;
-    rehearse(&ready, &process, &places, making)?;
+    let mut waiting = Waiting {
+        process: &process,
+        signals: making.signals,
+        deadline: Instant::now() + making.timeout,
+    };
+    for _ in 0..REHEARSALS {
+        rehearse(&ready, &places, &mut waiting)?;
+    }
     make::save(process, &places)?;
     make::place(templates, template, &about, &new.path)
 }
@@ -134,9 +145,8 @@ fn restore_error(base: &Template, source: EventError) -> RehearsalError {
 /// Runs the command in the VM and waits until it is as ready for a container as before.
 fn rehearse(
     ready: &Ready<'_>,
-    process: &VmProcess,
     places: &Places,
-    making: Making<'_>,
+    waiting: &mut Waiting<'_>,
 ) -> Result<(), RehearsalError> {
     let prepare = || Action::Prepare {
         root: translate::ROOT_TAG.into(),
@@ -157,11 +167,6 @@ fn rehearse(
     let actions: Vec<_> = [prepare()].into_iter().chain(start).collect();
     let last_action = u32::try_from(actions.len() - 1).expect("there are four");
     let mut control = Control::open(&places.vsock, actions)?;
-    let mut waiting = Waiting {
-        process,
-        signals: making.signals,
-        deadline: Instant::now() + making.timeout,
-    };
     waiting.until(&mut control, |event| match event {
         Event::Exited { .. } => Some(Ok(())),
         // An image without this command has nothing to be known but its root.
