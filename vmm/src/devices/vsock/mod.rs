@@ -45,9 +45,10 @@ use super::{ActivateError, ActivationContext, VirtioDevice, Worker, read_config_
 const QUEUE_COUNT: usize = 3;
 
 /// rx, tx and event. The driver fills all of rx with buffers of 4 KiB when it starts, instruction
-/// by instruction on an emulating host: 64 of them are a connection's whole window. A packet to us
-/// takes two entries. Linux has eight event buffers.
-const QUEUE_SIZES: [u16; QUEUE_COUNT] = [64, 128, 8];
+/// by instruction on an emulating host, and again when half of them are used up: 128 last from the
+/// boot of a template until a clone of it has started its container. A packet to us takes two
+/// entries. Linux has eight event buffers.
+const QUEUE_SIZES: [u16; QUEUE_COUNT] = [128, 128, 8];
 
 /// Host programs that may wait for the driver.
 const BACKLOG: i32 = 128;

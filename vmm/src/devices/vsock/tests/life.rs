@@ -122,12 +122,13 @@ fn a_driver_that_gives_no_buffers_gets_its_packets_when_it_does() {
     let mut update = Header::from_guest(ports, VIRTIO_VSOCK_OP_CREDIT_UPDATE);
     update.buf_alloc = 1 << 20;
     driver.send(update, &[]);
-    // 64 buffers, one of which held the REQUEST. More than they hold is on its way.
-    client.write_all(&[7; 128 << 10]).unwrap();
+    // One of the buffers, of 4 KiB each, held the REQUEST. What fills them all is on its way.
+    let half = vec![7; usize::from(QUEUE_SIZES[0] / 2) * 4096];
+    client.write_all(&half).unwrap();
     for count in 1..QUEUE_SIZES[0] {
         driver.receive();
-        if count == 32 {
-            client.write_all(&[7; 128 << 10]).unwrap();
+        if count == QUEUE_SIZES[0] / 2 {
+            client.write_all(&half).unwrap();
         }
     }
     driver.expect_silence();
