@@ -18,6 +18,7 @@ mod run;
 mod signals;
 mod stdio;
 mod template;
+mod template_image;
 mod terminal;
 mod volumes;
 
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         image::tests(),
         debian::tests(),
         template::tests(),
+        template_image::tests(),
         pool::tests(),
         cleanup::tests(),
         errors::tests(),

@@ -27,7 +27,7 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 /// Takes away the templates that all cases share: this one is going to maltreat its own.
-fn own_templates(case: &Case) -> Result<PathBuf> {
+pub(crate) fn own_templates(case: &Case) -> Result<PathBuf> {
     let dir = case.store().join("templates");
     fs::remove_file(&dir).context("Failed to take the shared templates away")?;
     Ok(dir)
@@ -44,7 +44,7 @@ fn only(dir: &std::path::Path) -> Result<PathBuf> {
 }
 
 /// Files of a case's own templates are meant to stay: they go before the harness looks for litter.
-fn remove_templates(case: &Case) -> Result<()> {
+pub(crate) fn remove_templates(case: &Case) -> Result<()> {
     let dir = case.store().join("templates");
     fs::remove_dir_all(&dir)?;
     // As it was at the beginning, though it leads nowhere.
@@ -53,7 +53,7 @@ fn remove_templates(case: &Case) -> Result<()> {
     Ok(())
 }
 
-fn way(outcome: &Outcome) -> Result<String> {
+pub(crate) fn way(outcome: &Outcome) -> Result<String> {
     let line = outcome.stderr.lines().last().context("no timeline")?;
     let timeline: serde_json::Value = serde_json::from_str(line)?;
     let name = timeline["way"]["name"].as_str();

@@ -7,7 +7,7 @@ use image::{RemoveError, StoreError};
 use crate::{
     commands::run::ImageOrCommand, container::ContainerError, host::HostError,
     options::volume::VolumeError, parts::PartsError, pool::client::ClientError, relay::RelayError,
-    sandbox::BootError, session::SessionError, spec::SpecError,
+    sandbox::BootError, session::SessionError, spec::SpecError, template::RehearsalError,
 };
 
 /// An image that a stopped container needs.
@@ -25,6 +25,7 @@ pub(crate) fn for_error(error: &anyhow::Error) -> Option<String> {
             .or_else(|| store(cause))
             .or_else(|| containers(cause))
             .or_else(|| pool(cause))
+            .or_else(|| template(cause))
             .or_else(|| disk(cause))
     })
 }
@@ -69,6 +70,17 @@ fn host(cause: &Cause) -> Option<String> {
         }
     };
     Some(hint.into())
+}
+
+fn template(cause: &Cause) -> Option<String> {
+    match cause.downcast_ref::<RehearsalError>()? {
+        RehearsalError::Save(_) | RehearsalError::Timeout => Some(
+            "name a command that ends by itself and only reads, such as true: \
+             `hrun template create --image IMAGE COMMAND`"
+                .into(),
+        ),
+        _ => None,
+    }
 }
 
 fn store(cause: &Cause) -> Option<String> {

@@ -24,7 +24,7 @@ use crate::{
     session::{self, SessionError, Start},
     signals::Signals,
     spec::{Process, RunOptions},
-    template::{ForImage, Templates},
+    template::{Rehearsal, Templates},
     terminal,
     timeline::Timeline,
     translate::{self, Places, Ready},
@@ -126,14 +126,11 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
     config(translate::boot(&parts), translate::FIRST_CID).validate()?;
 
     let templates = Templates::open(&dirs)?;
-    let image = ForImage {
-        name: options.image.clone(),
-        layers: layers.to_vec(),
-    };
+    let rehearsal = Rehearsal::new(&options.image, &image, options.class(), &[])?;
     let claim = Claim {
         way: args.start,
         class: options.class(),
-        image: &image,
+        image: &rehearsal,
         parts: &parts,
         dirs: &dirs,
         templates: &templates,

@@ -11,9 +11,8 @@ use crate::{
     options::size,
     parts::Parts,
     signals::Signals,
-    spec::{Process, RunOptions},
     table,
-    template::{Class, ForImage, Got, Making, Rehearsal, Template, Templates},
+    template::{Class, Got, Making, Rehearsal, Template, Templates},
 };
 
 /// Manage the saved VMs that containers start from
@@ -158,28 +157,7 @@ fn create(dirs: &Dirs, templates: &Templates, args: &CreateArgs) -> anyhow::Resu
             let store = super::image::open_store(dirs)?;
             let image = store.find(name)?;
             let _in_use = store.use_image(&image)?;
-            let command = args.command.clone();
-            let options = RunOptions {
-                image: name.clone(),
-                memory: class.memory,
-                cpus: class.cpus,
-                command: if command.is_empty() {
-                    vec!["true".into()]
-                } else {
-                    command
-                },
-                // An entrypoint may be a server, which does not end.
-                entrypoint: Some(String::new()),
-                ..RunOptions::default()
-            };
-            let rehearsal = Rehearsal {
-                process: &Process::resolve(&options, image.config.config().as_ref())?,
-                options: &options,
-                image: &ForImage {
-                    name: name.clone(),
-                    layers: image.layers().to_vec(),
-                },
-            };
+            let rehearsal = Rehearsal::new(name, &image, class, &args.command)?;
             templates.get_or_make_for_image(class, &parts, &rehearsal, making)?
         }
     };

@@ -1,7 +1,7 @@
 //! The VM of a container: claims one, and takes it apart again.
 //!
-//! There are three ways to the same [`Sandbox`]: a clone that a pool keeps ready, a clone of a
-//! template, and a boot.
+//! There are four ways to the same [`Sandbox`]: a clone of a template for the container's image, a
+//! clone that a pool keeps ready, a clone of a template for any container, and a boot.
 
 pub(crate) mod boot;
 mod process;
@@ -31,7 +31,7 @@ use crate::{
     parts::Parts,
     pool::client::{self, ClaimRefused},
     signals::Signals,
-    template::{Class, ForImage, Got, Making, Template, TemplateError, Templates},
+    template::{Class, Got, Making, Rehearsal, Template, TemplateError, Templates},
     timeline::{By, Timeline},
     translate,
 };
@@ -56,6 +56,8 @@ pub(crate) enum Way {
     /// The fastest that is possible
     #[default]
     Auto,
+    /// A clone of a template for the image, which is made if there is none
+    Image,
     /// A clone that the pool keeps ready
     Pool,
     /// A clone of a template, which is made if there is none
@@ -69,8 +71,8 @@ pub(crate) enum Way {
 pub(crate) struct Claim<'a> {
     pub(crate) way: Way,
     pub(crate) class: Class,
-    /// What becomes the container's root file system.
-    pub(crate) image: &'a ForImage,
+    /// What a template for the container's image is made with.
+    pub(crate) image: &'a Rehearsal,
     pub(crate) parts: &'a Parts,
     /// Where the pool is found.
     pub(crate) dirs: &'a Dirs,
@@ -126,6 +128,18 @@ impl<E: Into<ClaimError>> From<E> for CloneError {
 /// Who wants to know of a VM's process as soon as there is one, to find it should we die.
 type Announce<'a> = &'a mut dyn FnMut(&VmProcess) -> anyhow::Result<()>;
 
+/// How a template is come by.
+type GetOrMake<'a> = &'a dyn Fn(Making<'_>) -> Result<(Template, Got), TemplateError>;
+
+/// The template for any container.
+fn for_any(claim: &Claim<'_>) -> impl Fn(Making<'_>) -> Result<(Template, Got), TemplateError> {
+    |making| {
+        claim
+            .templates
+            .get_or_make(claim.class, claim.parts, making)
+    }
+}
+
 impl Sandbox {
     /// Gives a VM; `config` describes it, given how it comes to be and its vsock address.
     pub(crate) fn claim(
@@ -140,11 +154,19 @@ impl Sandbox {
         match claim.way {
             Way::Boot => claim.timeline.note_way("boot", "asked for"),
             Way::Auto if claim.wants_boot => claim.timeline.note_way("boot", "to show it"),
+            Way::Image => {
+                let get = |making: Making<'_>| {
+                    claim.templates.get_or_make_for_image(
+                        claim.class,
+                        claim.parts,
+                        claim.image,
+                        making,
+                    )
+                };
+                return Self::restore(&config, claim, signals, announce, &get, None);
+            }
             Way::Template => {
-                if let Some(sandbox) = Self::of_image(&config, claim, announce)? {
-                    return Ok(sandbox);
-                }
-                return Self::restore(&config, claim, signals, announce, None);
+                return Self::restore(&config, claim, signals, announce, &for_any(claim), None);
             }
             Way::Auto | Way::Pool => {
                 // It is faster than a VM of the pool that does not know the image.
@@ -160,7 +182,8 @@ impl Sandbox {
                     }
                     Err(refused) => refused.to_string(),
                 };
-                match Self::restore(&config, claim, signals, announce, Some(&refused)) {
+                let why = Some(refused.as_str());
+                match Self::restore(&config, claim, signals, announce, &for_any(claim), why) {
                     Err(ClaimError::Template(error)) if !error.is_interrupt() => {
                         exit::print_error(&format!("hrun: {}; booting\n", chain(&error)));
                         claim.timeline.note_way("boot", "no template could be had");
@@ -234,7 +257,7 @@ impl Sandbox {
         claim: &Claim<'_>,
         announce: Announce<'_>,
     ) -> Result<Option<Self>, ClaimError> {
-        let image = Some(claim.image);
+        let image = Some(claim.image.image());
         let template = claim.templates.locate(claim.class, claim.parts, image)?;
         match claim.templates.is_usable(&template) {
             Ok(true) => {}
@@ -271,6 +294,7 @@ impl Sandbox {
         claim: &Claim<'_>,
         signals: &mut Signals,
         announce: Announce<'_>,
+        get_or_make: GetOrMake<'_>,
         no_pool: Option<&str>,
     ) -> Result<Self, ClaimError> {
         let mut attempt = 1;
@@ -280,9 +304,7 @@ impl Sandbox {
                 timeout: claim.timeout,
                 begins: &|| claim.timeline.mark("template missing"),
             };
-            let (template, got) = claim
-                .templates
-                .get_or_make(claim.class, claim.parts, making)?;
+            let (template, got) = get_or_make(making)?;
             let why = match got {
                 Got::Found => "there is one",
                 Got::Made { damage: None } => "made, as there was none",

@@ -138,7 +138,7 @@ pub(super) fn places(sockets: &Scratch) -> Places {
 }
 
 /// Saves a VM that is ready, and ends it.
-pub(super) fn save(process: VmProcess, places: &Places) -> Result<(), MakeError> {
+pub(super) fn save(process: VmProcess, places: &Places) -> Result<(), ClientError> {
     thread::sleep(SETTLING);
     let mut client = Client::connect(&places.control, SNAPSHOT_TIMEOUT)?;
     client.request(Request::Pause)?;

@@ -184,10 +184,13 @@ impl Templates {
         &self,
         class: Class,
         parts: &Parts,
-        rehearsal: &Rehearsal<'_>,
+        rehearsal: &Rehearsal,
         mut making: Making<'_>,
     ) -> Result<(Template, Got), TemplateError> {
-        let template = self.locate(class, parts, Some(rehearsal.image))?;
+        let template = self.locate(class, parts, Some(rehearsal.image()))?;
+        if self.is_usable(&template).is_ok_and(|usable| usable) {
+            return Ok((template, Got::Found));
+        }
         let (base, _) = self.get_or_make(class, parts, making.reborrow())?;
         self.find_or_make(template, |template| {
             warm::make(self, template, &base, parts, rehearsal, making)

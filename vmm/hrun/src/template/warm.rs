@@ -5,11 +5,12 @@
 use std::{io, path::Path, thread, time::Instant};
 
 use agent_protocol::{Action, Event, Failure, Open, Stdio, Stream};
+use image::Image;
 use rustix::event::{PollFd, PollFlags};
-use vmm::{channel, config::Origin};
+use vmm::{api::ClientError, channel, config::Origin};
 
 use super::{
-    About, ForImage, MakeError, Making, Template, Templates,
+    About, Class, ForImage, MakeError, Making, Template, Templates,
     make::{self, Scratch},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     poll,
     sandbox::{EventError, VmProcess},
     signals::Signals,
-    spec::{Process, RunOptions},
+    spec::{Process, RunOptions, SpecError},
     translate::{self, Places, Ready},
 };
 
@@ -29,10 +30,51 @@ const REHEARSALS: u32 = 3;
 
 /// What runs in a VM before that is saved for an image.
 #[derive(Debug)]
-pub(crate) struct Rehearsal<'a> {
-    pub(crate) image: &'a ForImage,
-    pub(crate) options: &'a RunOptions,
-    pub(crate) process: &'a Process,
+pub(crate) struct Rehearsal {
+    image: ForImage,
+    options: RunOptions,
+    process: Process,
+}
+
+impl Rehearsal {
+    /// A command in an image called `name`, in VMs of this class; `true` if none is named. The
+    /// image's entrypoint is left out: it may be a server, which does not end.
+    ///
+    /// # Errors
+    ///
+    /// The image's configuration is not one that a container can have.
+    pub(crate) fn new(
+        name: &str,
+        image: &Image,
+        class: Class,
+        command: &[String],
+    ) -> Result<Self, SpecError> {
+        let command = match command {
+            [] => vec!["true".into()],
+            words => words.to_vec(),
+        };
+        let options = RunOptions {
+            image: name.into(),
+            command,
+            entrypoint: Some(String::new()),
+            memory: class.memory,
+            cpus: class.cpus,
+            ..RunOptions::default()
+        };
+        Ok(Self {
+            image: ForImage {
+                name: name.into(),
+                layers: image.layers().to_vec(),
+            },
+            process: Process::resolve(&options, image.config.config().as_ref())?,
+            options,
+        })
+    }
+
+    /// What it is for.
+    pub(crate) fn image(&self) -> &ForImage {
+        &self.image
+    }
 }
 
 /// Failure to rehearse a container.
@@ -62,8 +104,11 @@ pub(crate) enum RehearsalError {
     /// The agent could not do it.
     #[error("Failed to run its command: {0}")]
     Agent(String),
+    /// What the command did cannot be had in every clone.
+    #[error("Failed to save the VM in which its command ran")]
+    Save(#[source] ClientError),
     /// The command goes on and on.
-    #[error("Its command did not end in time: name one that does, such as true")]
+    #[error("Its command did not end in time")]
     Timeout,
     /// A signal told us to end.
     #[error("Interrupted by signal {0}")]
@@ -76,11 +121,11 @@ pub(super) fn make(
     template: &Template,
     base: &Template,
     parts: &Parts,
-    rehearsal: &Rehearsal<'_>,
+    rehearsal: &Rehearsal,
     making: Making<'_>,
 ) -> Result<(), MakeError> {
     (making.begins)();
-    let about = About::new(template.class, parts, Some(rehearsal.image))?;
+    let about = About::new(template.class, parts, Some(rehearsal.image()))?;
     let new = Scratch::new(templates.new_dir(template))?;
     let sockets = Scratch::new(templates.state.join(&template.key))?;
     // Beside the images, as the writable layers of containers are.
@@ -93,8 +138,8 @@ pub(super) fn make(
         name: "template",
         hostname: "template",
         machine_id: "",
-        options: rehearsal.options,
-        process: rehearsal.process,
+        options: &rehearsal.options,
+        process: &rehearsal.process,
         layers: &rehearsal.image.layers,
         writable: &writable,
         volumes: &[],
@@ -108,7 +153,7 @@ pub(super) fn make(
     for _ in 0..REHEARSALS {
         rehearse(&ready, &places, &mut waiting)?;
     }
-    make::save(process, &places)?;
+    make::save(process, &places).map_err(RehearsalError::Save)?;
     make::place(templates, template, &about, &new.path)
 }
 
