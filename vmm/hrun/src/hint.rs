@@ -5,9 +5,17 @@ use std::io;
 use image::{RemoveError, StoreError};
 
 use crate::{
-    commands::run::ImageOrCommand, container::ContainerError, host::HostError,
-    options::volume::VolumeError, parts::PartsError, pool::client::ClientError, relay::RelayError,
-    sandbox::BootError, session::SessionError, spec::SpecError, template::RehearsalError,
+    commands::run::ImageOrCommand,
+    container::ContainerError,
+    host::HostError,
+    options::volume::VolumeError,
+    parts::PartsError,
+    pool::client::ClientError,
+    relay::RelayError,
+    sandbox::BootError,
+    session::SessionError,
+    spec::SpecError,
+    template::{MakeError, RehearsalError},
 };
 
 /// An image that a stopped container needs.
@@ -73,8 +81,8 @@ fn host(cause: &Cause) -> Option<String> {
 }
 
 fn template(cause: &Cause) -> Option<String> {
-    match cause.downcast_ref::<RehearsalError>()? {
-        RehearsalError::Save(_) | RehearsalError::Timeout => Some(
+    match cause.downcast_ref::<MakeError>()? {
+        MakeError::Rehearse(RehearsalError::Save(_) | RehearsalError::Timeout) => Some(
             "name a command that ends by itself and only reads, such as true: \
              `hrun template create --image IMAGE COMMAND`"
                 .into(),
