@@ -9,7 +9,7 @@ use crate::{
     host,
     options::size,
     parts::Parts,
-    pool::{self, PoolOptions, Status, client},
+    pool::{self, ImageId, PoolClass, PoolOptions, Status, client},
     table,
     template::Class,
 };
@@ -35,7 +35,8 @@ pub(crate) enum PoolCommand {
 Examples:
   hrun pool serve                                Keep 4 VMs as hrun run wants them by default
   hrun pool serve --size 8 --memory-limit 256m   More of them, with a limit
-  hrun pool serve --class 1x256m --class 2x1g    Some for hrun run --cpus 2 --memory 1g, too")]
+  hrun pool serve --class 1x256m --class 2x1g    Some for hrun run --cpus 2 --memory 1g, too
+  hrun pool serve --image busybox                VMs that know an image, for the fastest starts")]
 pub(crate) struct ServeArgs {
     /// VMs of each class that wait for a container
     #[arg(long, value_name = "N", default_value_t = 4)]
@@ -44,6 +45,9 @@ pub(crate) struct ServeArgs {
     #[arg(long = "class", value_name = "CPUSxMEMORY", value_parser = class,
           default_value = DEFAULT_CLASS)]
     classes: Vec<Class>,
+    /// Image that the VMs are to know; may be given several times. Without it they are for any
+    #[arg(long = "image", value_name = "IMAGE")]
+    images: Vec<String>,
     /// Memory that waiting VMs may have to themselves together, such as 256m
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory_limit: Option<u64>,
@@ -53,11 +57,15 @@ pub(crate) struct ServeArgs {
 #[command(after_help = "\
 Examples:
   hrun pool resize 16                Keep 16 VMs as hrun run wants them by default
-  hrun pool resize --class 2x1g 1    Keep one with 2 CPUs and 1 GiB, too")]
+  hrun pool resize --class 2x1g 1    Keep one with 2 CPUs and 1 GiB, too
+  hrun pool resize --image nginx 2   Keep two that know an image")]
 pub(crate) struct ResizeArgs {
     /// Which VMs
     #[arg(long, value_name = "CPUSxMEMORY", value_parser = class, default_value = DEFAULT_CLASS)]
     class: Class,
+    /// Image that the VMs are to know
+    #[arg(long, value_name = "IMAGE")]
+    image: Option<String>,
     /// How many of them wait for a container
     #[arg(value_name = "N")]
     size: usize,
@@ -74,7 +82,14 @@ pub(crate) fn execute(command: &PoolCommand) -> anyhow::Result<()> {
                 Format::Table => super::print(&report(&status)),
             }
         }
-        PoolCommand::Resize(args) => Ok(client::resize(&dirs, args.class, args.size)?),
+        PoolCommand::Resize(args) => {
+            let image = args.image.as_deref().map(|name| image_id(&dirs, name));
+            let class = PoolClass {
+                vm: args.class,
+                image: image.transpose()?,
+            };
+            Ok(client::resize(&dirs, class, args.size)?)
+        }
         PoolCommand::Drain => Ok(client::drain(&dirs)?),
     }
 }
@@ -82,8 +97,21 @@ pub(crate) fn execute(command: &PoolCommand) -> anyhow::Result<()> {
 fn serve(dirs: &Dirs, args: &ServeArgs) -> anyhow::Result<()> {
     host::require_root()?;
     host::require_kvm()?;
+    let images: Vec<Option<ImageId>> = if args.images.is_empty() {
+        vec![None]
+    } else {
+        let ids = args
+            .images
+            .iter()
+            .map(|name| image_id(dirs, name).map(Some));
+        ids.collect::<Result<_, _>>()?
+    };
+    let classes = args.classes.iter().flat_map(|&vm| {
+        let images = images.iter();
+        images.map(move |&image| PoolClass { vm, image })
+    });
     let options = PoolOptions {
-        classes: args.classes.clone(),
+        classes: classes.collect(),
         size: args.size,
         memory_limit: args.memory_limit,
     };
@@ -93,6 +121,11 @@ fn serve(dirs: &Dirs, args: &ServeArgs) -> anyhow::Result<()> {
         run::boot_timeout()?,
         &options,
     )?)
+}
+
+fn image_id(dirs: &Dirs, name: &str) -> anyhow::Result<ImageId> {
+    let image = super::image::open_store(dirs)?.find(name)?;
+    ImageId::of(&image.id).with_context(|| format!("Image {name} has an id of an unknown kind"))
 }
 
 /// A class such as `2x1g`.
@@ -154,14 +187,18 @@ fn report(status: &Status) -> String {
 }
 
 /// A class as it is typed.
-fn typed(class: Class) -> String {
+fn typed(class: PoolClass) -> String {
     const MIB: u64 = 1 << 20;
-    let Class { cpus, memory } = class;
-    if memory.is_multiple_of(MIB) {
+    let Class { cpus, memory } = class.vm;
+    let mut typed = if memory.is_multiple_of(MIB) {
         format!("{cpus}x{}m", memory / MIB)
     } else {
         format!("{cpus}x{memory}")
+    };
+    if let Some(image) = class.image {
+        typed.push_str(&format!(" --image {image}"));
     }
+    typed
 }
 
 #[cfg(test)]
@@ -212,17 +249,17 @@ mod tests {
         }
         for memory in [256 << 20, (256 << 20) + 1] {
             let class = Class { cpus: 2, memory };
-            assert_eq!(super::class(&typed(class)).unwrap(), class);
+            assert_eq!(super::class(&typed(PoolClass::any(class))).unwrap(), class);
         }
     }
 
     #[test]
     fn the_report_says_what_is_missing_and_why() {
         let kept = |cpus, size, missed| ClassStatus {
-            class: Class {
+            class: PoolClass::any(Class {
                 cpus,
                 memory: 256 << 20,
-            },
+            }),
             size,
             ready: size,
             loading: 0,

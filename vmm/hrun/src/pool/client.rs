@@ -20,6 +20,7 @@ use rustix::{
 };
 
 use super::{
+    class::PoolClass,
     handover,
     protocol::{Answer, MAX_ANSWER, Refusal, Request, Status, VM_FDS, line},
     socket,
@@ -28,7 +29,6 @@ use crate::{
     dirs::Dirs,
     poll,
     sandbox::{Handles, VmProcess},
-    template::Class,
 };
 
 /// How long a claim may take. It takes a fraction of a millisecond; a restore takes ten.
@@ -91,7 +91,7 @@ impl Claimed {
 }
 
 /// Claims a VM of `class` made from the template with this key.
-pub(crate) fn claim(dirs: &Dirs, class: Class, key: &str) -> Result<Claimed, ClaimRefused> {
+pub(crate) fn claim(dirs: &Dirs, class: PoolClass, key: &str) -> Result<Claimed, ClaimRefused> {
     let mut connection = Connection::open(&socket::path(dirs), CLAIM_TIMEOUT)?;
     let key = key.to_owned();
     match connection.ask(&Request::Claim { class, key })? {
@@ -110,7 +110,7 @@ pub(crate) fn status(dirs: &Dirs) -> Result<Status, ClientError> {
 }
 
 /// Has the pool keep so many VMs of a class.
-pub(crate) fn resize(dirs: &Dirs, class: Class, size: usize) -> Result<(), ClientError> {
+pub(crate) fn resize(dirs: &Dirs, class: PoolClass, size: usize) -> Result<(), ClientError> {
     carry_out(dirs, &Request::Resize { class, size })
 }
 

@@ -10,17 +10,20 @@ use std::{
 
 use rustix::process::Pid;
 
-use super::loader::{Loader, Source};
+use super::{
+    class::PoolClass,
+    loader::{Loader, Source, SourceError},
+};
 use crate::template::{Class, Template, TemplateError};
 
-pub(super) const CLASS: Class = Class {
+pub(super) const CLASS: PoolClass = PoolClass::any(Class {
     cpus: 1,
     memory: 256 << 20,
-};
-pub(super) const OTHER_CLASS: Class = Class {
+});
+pub(super) const OTHER_CLASS: PoolClass = PoolClass::any(Class {
     cpus: 2,
     memory: 1 << 30,
-};
+});
 
 /// What the kernel's file says at first.
 pub(super) const KEY: &str = "5e1f";
@@ -116,15 +119,19 @@ impl FakeVmm {
 }
 
 impl Source for FakeTemplates {
-    fn key(&self, _class: Class) -> Result<String, TemplateError> {
+    fn key(&self, _class: PoolClass) -> Result<String, SourceError> {
         Ok(fs::read_to_string(self.dir.join("kernel")).unwrap())
     }
 
-    fn get_or_make(&self, class: Class) -> Result<Template, TemplateError> {
+    fn get_or_make(&self, class: PoolClass) -> Result<Template, SourceError> {
         let dir = self.dir.join("template");
         fs::create_dir_all(&dir).unwrap();
         let key = self.key(class)?;
-        Ok(Template { key, dir, class })
+        Ok(Template {
+            key,
+            dir,
+            class: class.vm,
+        })
     }
 
     fn discard(&self, template: &Template) -> Result<(), TemplateError> {

@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use super::{
+    class::PoolClass,
     loader::{Loader, Preloaded},
     log, memory,
     protocol::{Refusal, Status},
@@ -34,7 +35,6 @@ use super::{
 use crate::{
     poll,
     sandbox::{Handles, VmProcess},
-    template::Class,
 };
 
 /// Longest description of what went wrong that is kept for the status, in bytes.
@@ -45,7 +45,7 @@ const MAX_TROUBLE: usize = 300;
 pub(super) struct Keeper {
     stock: RefCell<Stock<VmProcess>>,
     /// Those that were handed out: still our children, though no longer ours.
-    handed_out: RefCell<HashMap<VmId, Class>>,
+    handed_out: RefCell<HashMap<VmId, PoolClass>>,
     loader: Arc<Loader>,
     changed: Notify,
     last_id: Cell<VmId>,
@@ -64,7 +64,7 @@ impl Keeper {
     }
 
     /// Gives a VM away: it lives as long as somebody holds its lifeline.
-    pub(super) fn claim(&self, class: Class, key: &str) -> Result<Handles, Refusal> {
+    pub(super) fn claim(&self, class: PoolClass, key: &str) -> Result<Handles, Refusal> {
         let claimed = self
             .stock
             .borrow_mut()
@@ -84,7 +84,7 @@ impl Keeper {
     }
 
     /// Keeps so many of a class from now on.
-    pub(super) async fn resize(&self, class: Class, size: usize) -> Result<(), ResizeError> {
+    pub(super) async fn resize(&self, class: PoolClass, size: usize) -> Result<(), ResizeError> {
         let surplus = self
             .stock
             .borrow_mut()
@@ -131,7 +131,7 @@ impl Keeper {
         }
     }
 
-    async fn load(self: &Rc<Self>, class: Class) {
+    async fn load(self: &Rc<Self>, class: PoolClass) {
         let loader = Arc::clone(&self.loader);
         let loaded = blocking(move || loader.load(class)).await;
         let loaded = loaded.and_then(|loaded| {
@@ -164,7 +164,7 @@ impl Keeper {
         }
     }
 
-    async fn check(&self, class: Class) {
+    async fn check(&self, class: PoolClass) {
         let loader = Arc::clone(&self.loader);
         match blocking(move || loader.key(class)).await {
             Ok(key) => {
@@ -184,7 +184,7 @@ impl Keeper {
         }
     }
 
-    fn failed(&self, class: Class, error: &anyhow::Error) {
+    fn failed(&self, class: PoolClass, error: &anyhow::Error) {
         log(&format!("no VM of {class}: {error:#}"));
         let trouble = shortened(format!("{error:#}"));
         self.stock

@@ -9,13 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ::image::{Image, Store};
 use vmm::exit::ExitReason;
 
-use super::{log, memory};
+use super::{
+    class::{ImageId, PoolClass},
+    log, memory,
+};
 use crate::{
+    commands::image,
+    dirs::Dirs,
     parts::Parts,
     sandbox::{EventError, SpawnError, VmProcess},
-    template::{Class, Got, Making, Template, TemplateError, Templates},
+    template::{ForImage, Got, Making, Rehearsal, Template, TemplateError, Templates},
 };
 
 /// How long a VMM may take to load a template: some milliseconds are usual.
@@ -24,16 +30,27 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Where templates come from.
 pub(super) trait Source: Send + Sync {
     /// The key of the template to use for this class now, whether there is one or not.
-    fn key(&self, class: Class) -> Result<String, TemplateError>;
+    fn key(&self, class: PoolClass) -> Result<String, SourceError>;
     /// Finds that template, or makes it.
-    fn get_or_make(&self, class: Class) -> Result<Template, TemplateError>;
+    fn get_or_make(&self, class: PoolClass) -> Result<Template, SourceError>;
     /// Removes one that turned out to be unusable.
     fn discard(&self, template: &Template) -> Result<(), TemplateError>;
+}
+
+/// No template for a class.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SourceError {
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error("Failed to find the image that its VMs are to know")]
+    Image(#[source] anyhow::Error),
 }
 
 /// The templates of a store.
 #[derive(Debug)]
 pub(super) struct Stored {
+    /// Where the images are.
+    pub(super) dirs: Dirs,
     pub(super) templates: Templates,
     pub(super) parts: Parts,
     /// How long a VM may take to boot.
@@ -41,17 +58,35 @@ pub(super) struct Stored {
 }
 
 impl Source for Stored {
-    fn key(&self, class: Class) -> Result<String, TemplateError> {
-        Ok(self.templates.locate(class, &self.parts, None)?.key)
+    fn key(&self, class: PoolClass) -> Result<String, SourceError> {
+        let image = class.image.map(|id| self.find(id)).transpose()?;
+        let image = image.map(|(_, image)| ForImage::of("", &image));
+        let located = self
+            .templates
+            .locate(class.vm, &self.parts, image.as_ref())?;
+        Ok(located.key)
     }
 
-    fn get_or_make(&self, class: Class) -> Result<Template, TemplateError> {
+    fn get_or_make(&self, class: PoolClass) -> Result<Template, SourceError> {
         let making = Making {
             signals: None,
             timeout: self.timeout,
             begins: &|| log(&format!("making the template for {class}")),
         };
-        let (template, got) = self.templates.get_or_make(class, &self.parts, making)?;
+        let (template, got) = match class.image {
+            None => self.templates.get_or_make(class.vm, &self.parts, making)?,
+            Some(id) => {
+                let (store, image) = self.find(id)?;
+                let failed = |error: anyhow::Error| SourceError::Image(error);
+                let _in_use = store.use_image(&image).map_err(|err| failed(err.into()))?;
+                let name = image.names.first().map(ToString::to_string);
+                let name = name.unwrap_or_else(|| id.to_string());
+                let rehearsal = Rehearsal::new(&name, &image, class.vm, &[])
+                    .map_err(|err| failed(err.into()))?;
+                let templates = &self.templates;
+                templates.get_or_make_for_image(class.vm, &self.parts, &rehearsal, making)?
+            }
+        };
         if let Got::Made {
             damage: Some(damage),
         } = got
@@ -63,6 +98,17 @@ impl Source for Stored {
 
     fn discard(&self, template: &Template) -> Result<(), TemplateError> {
         self.templates.remove(template)
+    }
+}
+
+impl Stored {
+    fn find(&self, id: ImageId) -> Result<(Store, Image), SourceError> {
+        let find = || {
+            let store = image::open_store(&self.dirs)?;
+            let image = store.find(&id.to_string())?;
+            Ok((store, image))
+        };
+        find().map_err(SourceError::Image)
     }
 }
 
@@ -79,6 +125,8 @@ pub(super) struct Preloaded {
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LoadError {
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error(transparent)]
     Template(#[from] TemplateError),
     #[error(transparent)]
@@ -102,7 +150,7 @@ impl Loader {
     }
 
     /// Starts a VMM that has loaded the template of this class.
-    pub(super) fn load(&self, class: Class) -> Result<Preloaded, LoadError> {
+    pub(super) fn load(&self, class: PoolClass) -> Result<Preloaded, LoadError> {
         let template = self.source.get_or_make(class)?;
         let mut process = VmProcess::preload(&self.vmm, &template.dir)?;
         if let Err(source) = process.wait_loaded(Instant::now() + LOAD_TIMEOUT) {
@@ -126,7 +174,7 @@ impl Loader {
     }
 
     /// The key of the template to use for this class now.
-    pub(super) fn key(&self, class: Class) -> Result<String, LoadError> {
+    pub(super) fn key(&self, class: PoolClass) -> Result<String, LoadError> {
         Ok(self.source.key(class)?)
     }
 }

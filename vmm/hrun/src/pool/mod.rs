@@ -10,6 +10,7 @@
 //! alone: the daemon's death, however it comes, ends the former and leaves the latter alone. So
 //! there is nothing on disk but the socket and its lock, and nothing to clean up.
 
+mod class;
 pub(crate) mod client;
 mod handover;
 mod keeper;
@@ -32,6 +33,7 @@ use tokio::{
     task::{self, LocalSet},
 };
 
+pub(crate) use class::{ImageId, PoolClass};
 pub(crate) use protocol::Status;
 #[cfg(test)]
 pub(crate) use protocol::{ClassStatus, HeldBack};
@@ -40,7 +42,7 @@ use crate::{
     dirs::Dirs,
     exit,
     parts::Parts,
-    template::{Class, TemplateError, Templates},
+    template::{TemplateError, Templates},
 };
 use keeper::Keeper;
 use loader::{Loader, Stored};
@@ -53,7 +55,7 @@ const MAX_THREADS: usize = 16;
 /// What a daemon is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PoolOptions {
-    pub(crate) classes: Vec<Class>,
+    pub(crate) classes: Vec<PoolClass>,
     /// VMs to keep of each.
     pub(crate) size: usize,
     /// What those that wait may have to themselves together, in bytes.
@@ -83,6 +85,7 @@ pub(crate) fn serve(
 ) -> Result<(), ServeError> {
     let vmm = parts.vmm.clone();
     let source = Stored {
+        dirs: dirs.clone(),
         templates: Templates::open(dirs)?,
         parts,
         timeout: boot_timeout,

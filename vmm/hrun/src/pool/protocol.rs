@@ -12,7 +12,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::template::Class;
+use super::class::PoolClass;
 
 /// Longest request, in bytes, its newline included.
 pub(super) const MAX_REQUEST: usize = 1024;
@@ -28,11 +28,11 @@ pub(super) const VM_FDS: usize = 3;
 #[serde(tag = "request", rename_all = "snake_case", deny_unknown_fields)]
 pub(super) enum Request {
     /// A VM made from the template with this key and from no other.
-    Claim { class: Class, key: String },
+    Claim { class: PoolClass, key: String },
     /// How things are.
     Status,
     /// Keep so many VMs of a class.
-    Resize { class: Class, size: usize },
+    Resize { class: PoolClass, size: usize },
     /// Keep none of any class; answered when those that waited are gone.
     Drain,
 }
@@ -93,7 +93,7 @@ pub(crate) struct Status {
 /// How a class is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ClassStatus {
-    pub(crate) class: Class,
+    pub(crate) class: PoolClass,
     /// How many are to wait. None: it is listed because somebody asked for it.
     pub(crate) size: usize,
     /// How many wait.
@@ -143,11 +143,12 @@ pub(super) fn line(message: &impl Serialize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::template::Class;
 
-    const CLASS: Class = Class {
+    const CLASS: PoolClass = PoolClass::any(Class {
         cpus: 1,
         memory: 256 << 20,
-    };
+    });
 
     fn status() -> Status {
         Status {

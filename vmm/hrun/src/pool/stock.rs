@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::class::PoolClass;
 use super::protocol::{ClassStatus, HeldBack, Refusal};
-use crate::template::Class;
 
 /// A container that was just started shall have the machine for itself: this long after the last
 /// claim nothing is loaded...
@@ -64,9 +64,9 @@ pub(super) struct Loaded<V> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     /// Load a VM of this class and tell what came of it.
-    Load(Class),
+    Load(PoolClass),
     /// Find out which template is the one to use for this class.
-    Check(Class),
+    Check(PoolClass),
     /// Ask again at this moment, or when something has changed.
     WaitUntil(Instant),
     /// Ask again when something has changed.
@@ -96,7 +96,7 @@ pub(super) struct Stock<V> {
 /// One class.
 #[derive(Debug)]
 struct Kept<V> {
-    class: Class,
+    class: PoolClass,
     size: usize,
     ready: VecDeque<Waiting<V>>,
     loading: bool,
@@ -131,7 +131,7 @@ impl<V> Stock<V> {
     /// Gives a VM of `class` made from the template `key`, the one that has waited longest.
     pub(super) fn claim(
         &mut self,
-        class: Class,
+        class: PoolClass,
         key: &str,
         now: Instant,
         lives: impl Fn(&V) -> bool,
@@ -192,7 +192,7 @@ impl<V> Stock<V> {
     }
 
     /// A VM has been loaded. Gives back those that are not to be kept.
-    pub(super) fn loaded(&mut self, class: Class, loaded: Loaded<V>, now: Instant) -> Vec<V> {
+    pub(super) fn loaded(&mut self, class: PoolClass, loaded: Loaded<V>, now: Instant) -> Vec<V> {
         let allowed = self.memory_limit.unwrap_or(u64::MAX);
         let Some(kept) = self.find(class) else {
             return vec![loaded.vm];
@@ -219,7 +219,7 @@ impl<V> Stock<V> {
     }
 
     /// A VM could not be loaded, or its template not be found.
-    pub(super) fn failed(&mut self, class: Class, trouble: String, now: Instant) {
+    pub(super) fn failed(&mut self, class: PoolClass, trouble: String, now: Instant) {
         if let Some(kept) = self.find(class) {
             kept.loading = false;
             kept.fail(trouble, now);
@@ -227,14 +227,14 @@ impl<V> Stock<V> {
     }
 
     /// The template to use for a class is this one. Gives back the VMs made from another.
-    pub(super) fn template_is(&mut self, class: Class, key: String, now: Instant) -> Vec<V> {
+    pub(super) fn template_is(&mut self, class: PoolClass, key: String, now: Instant) -> Vec<V> {
         self.find(class)
             .map_or_else(Vec::new, |kept| kept.template_is(key, now))
     }
 
     /// A VM has ended: gives it back if it was waiting. The caller then says why by
     /// [`Stock::died`].
-    pub(super) fn ended(&mut self, id: VmId) -> Option<(Class, Waiting<V>)> {
+    pub(super) fn ended(&mut self, id: VmId) -> Option<(PoolClass, Waiting<V>)> {
         self.classes.iter_mut().find_map(|kept| {
             let index = kept.ready.iter().position(|waiting| waiting.id == id)?;
             Some((kept.class, kept.ready.remove(index)?))
@@ -247,7 +247,7 @@ impl<V> Stock<V> {
     }
 
     /// Why a VM that was waiting since then has ended.
-    pub(super) fn died(&mut self, class: Class, since: Instant, trouble: String, now: Instant) {
+    pub(super) fn died(&mut self, class: PoolClass, since: Instant, trouble: String, now: Instant) {
         if let Some(kept) = self.find(class) {
             if now.saturating_duration_since(since) >= HEALTHY {
                 kept.failures = 0;
@@ -260,7 +260,7 @@ impl<V> Stock<V> {
     /// Keeps so many VMs of a class from now on. Gives back those that are too many.
     pub(super) fn resize(
         &mut self,
-        class: Class,
+        class: PoolClass,
         size: usize,
         now: Instant,
     ) -> Result<Vec<V>, ResizeError> {
@@ -302,7 +302,7 @@ impl<V> Stock<V> {
     }
 
     /// How the classes are; `running` counts those of a class that were handed out and live.
-    pub(super) fn classes(&self, running: impl Fn(Class) -> usize) -> Vec<ClassStatus> {
+    pub(super) fn classes(&self, running: impl Fn(PoolClass) -> usize) -> Vec<ClassStatus> {
         self.classes
             .iter()
             .map(|kept| ClassStatus {
@@ -320,13 +320,13 @@ impl<V> Stock<V> {
             .collect()
     }
 
-    fn find(&mut self, class: Class) -> Option<&mut Kept<V>> {
+    fn find(&mut self, class: PoolClass) -> Option<&mut Kept<V>> {
         self.classes.iter_mut().find(|kept| kept.class == class)
     }
 
     /// The entry of a class, made if there is room: whoever asks for a class that is not kept is
     /// counted, so that the operator sees which one is missing.
-    fn entry(&mut self, class: Class) -> Option<&mut Kept<V>> {
+    fn entry(&mut self, class: PoolClass) -> Option<&mut Kept<V>> {
         let index = match self.classes.iter().position(|kept| kept.class == class) {
             Some(index) => index,
             None if self.classes.len() < MAX_CLASSES => {
@@ -344,7 +344,7 @@ impl<V> Stock<V> {
     }
 
     /// A class whose template is to be looked at now.
-    fn take_check(&mut self, now: Instant) -> Option<Class> {
+    fn take_check(&mut self, now: Instant) -> Option<PoolClass> {
         let kept = self
             .classes
             .iter_mut()
@@ -361,7 +361,7 @@ impl<V> Stock<V> {
 }
 
 impl<V> Kept<V> {
-    fn new(class: Class) -> Self {
+    fn new(class: PoolClass) -> Self {
         Self {
             class,
             size: 0,

@@ -29,7 +29,10 @@ use crate::{
     dirs::Dirs,
     exit,
     parts::Parts,
-    pool::client::{self, ClaimRefused},
+    pool::{
+        PoolClass,
+        client::{self, ClaimRefused},
+    },
     signals::Signals,
     template::{Class, Got, Making, Rehearsal, Template, TemplateError, Templates},
     timeline::{By, Timeline},
@@ -169,13 +172,13 @@ impl Sandbox {
                 return Self::restore(&config, claim, signals, announce, &for_any(claim), None);
             }
             Way::Auto | Way::Pool => {
-                // It is faster than a VM of the pool that does not know the image.
-                if claim.way == Way::Auto
-                    && let Some(sandbox) = Self::of_image(&config, claim, announce)?
-                {
+                // A VM that knows the image is faster than one that is ready.
+                if let Some(sandbox) = Self::knowing_image(&config, claim, announce)? {
                     return Ok(sandbox);
                 }
-                let refused = match Self::from_pool(&config, claim, announce)? {
+                let class = PoolClass::any(claim.class);
+                let template = claim.templates.locate(claim.class, claim.parts, None)?;
+                let refused = match Self::from_pool(&config, claim, class, &template, announce)? {
                     Ok(sandbox) => return Ok(sandbox),
                     Err(refused) if claim.way == Way::Pool => {
                         return Err(ClaimError::Pool(refused));
@@ -220,14 +223,19 @@ impl Sandbox {
     fn from_pool(
         config: &dyn Fn(Origin) -> VmConfig,
         claim: &Claim<'_>,
+        class: PoolClass,
+        template: &Template,
         announce: Announce<'_>,
     ) -> Result<Result<Self, ClaimRefused>, ClaimError> {
-        let template = claim.templates.locate(claim.class, claim.parts, None)?;
-        let mut process = match client::claim(claim.dirs, claim.class, &template.key) {
+        let mut process = match client::claim(claim.dirs, class, &template.key) {
             Ok(claimed) => claimed.into_process(),
             Err(refused) => return Ok(Err(refused)),
         };
-        claim.timeline.note_way("pool", "it had one ready");
+        let why = match class.image {
+            None => "it had one ready",
+            Some(_) => "it had one ready for the image",
+        };
+        claim.timeline.note_way("pool", why);
         claim.timeline.mark("VM claimed");
         announce(&process).map_err(ClaimError::Announce)?;
         let config = config(Origin::Restore(template.dir.clone()));
@@ -246,13 +254,14 @@ impl Sandbox {
                 }
                 Ok(Ok(Self::new(process, &config)))
             }
-            Ok(_) => Err(restore_error(&template, EventError::Malformed)),
-            Err(error) => Err(restore_error(&template, error)),
+            Ok(_) => Err(restore_error(template, EventError::Malformed)),
+            Err(error) => Err(restore_error(template, error)),
         }
     }
 
-    /// A clone of the template for the container's image, if there is one that can be used.
-    fn of_image(
+    /// A clone of the template for the container's image, out of the pool or restored here, if
+    /// there is one that can be used.
+    fn knowing_image(
         config: &dyn Fn(Origin) -> VmConfig,
         claim: &Claim<'_>,
         announce: Announce<'_>,
@@ -268,6 +277,14 @@ impl Sandbox {
                 return Ok(None);
             }
             Err(error) => return Err(error.into()),
+        }
+        if let Some(class) = claim.image.pool_class()
+            && let Ok(sandbox) = Self::from_pool(config, claim, class, &template, announce)?
+        {
+            return Ok(Some(sandbox));
+        }
+        if claim.way == Way::Pool {
+            return Ok(None);
         }
         claim
             .timeline

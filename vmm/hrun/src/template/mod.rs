@@ -23,6 +23,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use image::Image;
 use serde::{Deserialize, Serialize};
 use vmm::snapshot::SnapshotError;
 
@@ -56,6 +57,16 @@ pub(crate) struct ForImage {
     pub(crate) name: String,
     /// The directories of its layers, topmost first.
     pub(crate) layers: Vec<PathBuf>,
+}
+
+impl ForImage {
+    /// An image in the store, called `name`.
+    pub(crate) fn of(name: &str, image: &Image) -> Self {
+        Self {
+            name: name.into(),
+            layers: image.layers().to_vec(),
+        }
+    }
 }
 
 /// A template that is there.

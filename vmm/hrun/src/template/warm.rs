@@ -18,6 +18,7 @@ use crate::{
     container::{LayerError, WritableLayer},
     parts::Parts,
     poll,
+    pool::{ImageId, PoolClass},
     sandbox::{EventError, VmProcess},
     signals::Signals,
     spec::{Process, RunOptions, SpecError},
@@ -32,6 +33,7 @@ const REHEARSALS: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Rehearsal {
     image: ForImage,
+    id: Option<ImageId>,
     options: RunOptions,
     process: Process,
 }
@@ -62,13 +64,18 @@ impl Rehearsal {
             ..RunOptions::default()
         };
         Ok(Self {
-            image: ForImage {
-                name: name.into(),
-                layers: image.layers().to_vec(),
-            },
+            image: ForImage::of(name, image),
+            id: ImageId::of(&image.id),
             process: Process::resolve(&options, image.config.config().as_ref())?,
             options,
         })
+    }
+
+    /// What VMs of a pool are that know the image.
+    pub(crate) fn pool_class(&self) -> Option<PoolClass> {
+        let image = Some(self.id?);
+        let vm = self.options.class();
+        Some(PoolClass { vm, image })
     }
 
     /// What it is for.

@@ -5,11 +5,12 @@ use std::{io::Read, os::fd::AsFd, os::unix::net::UnixListener, thread};
 use rustix::pipe::pipe;
 
 use super::*;
+use crate::template::Class;
 
-const CLASS: Class = Class {
+const CLASS: PoolClass = PoolClass::any(Class {
     cpus: 1,
     memory: 256 << 20,
-};
+});
 
 fn dirs() -> (tempfile::TempDir, Dirs) {
     let dir = tempfile::tempdir().unwrap();

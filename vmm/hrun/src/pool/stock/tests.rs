@@ -1,15 +1,16 @@
 //! Tests of the decisions, on a clock that is moved by hand.
 
 use super::*;
+use crate::template::Class;
 
-const SMALL: Class = Class {
+const SMALL: PoolClass = PoolClass::any(Class {
     cpus: 1,
     memory: 256 << 20,
-};
-const LARGE: Class = Class {
+});
+const LARGE: PoolClass = PoolClass::any(Class {
     cpus: 2,
     memory: 1 << 30,
-};
+});
 const MIB: u64 = 1 << 20;
 
 /// A stock of numbers in the place of VMs, and a clock.
@@ -30,13 +31,13 @@ impl Bench {
         }
     }
 
-    fn keeping(class: Class, size: usize) -> Self {
+    fn keeping(class: PoolClass, size: usize) -> Self {
         let mut bench = Self::new(None);
         bench.resize(class, size);
         bench
     }
 
-    fn resize(&mut self, class: Class, size: usize) -> Vec<VmId> {
+    fn resize(&mut self, class: PoolClass, size: usize) -> Vec<VmId> {
         self.stock.resize(class, size, self.now).unwrap()
     }
 
@@ -44,7 +45,7 @@ impl Bench {
         self.stock.next(self.now, || self.host_is_short)
     }
 
-    fn load(&mut self, class: Class, key: &str, memory: u64) -> Vec<VmId> {
+    fn load(&mut self, class: PoolClass, key: &str, memory: u64) -> Vec<VmId> {
         self.next_id += 1;
         let loaded = Loaded {
             id: self.next_id,
@@ -65,12 +66,12 @@ impl Bench {
         loaded
     }
 
-    fn claim(&mut self, class: Class, key: &str) -> Result<VmId, Refusal> {
+    fn claim(&mut self, class: PoolClass, key: &str) -> Result<VmId, Refusal> {
         let claimed = self.stock.claim(class, key, self.now, |_| true);
         claimed.map(|waiting| waiting.vm)
     }
 
-    fn status(&self, class: Class) -> ClassStatus {
+    fn status(&self, class: PoolClass) -> ClassStatus {
         let found = self.stock.classes(|_| 0).into_iter();
         found.into_iter().find(|kept| kept.class == class).unwrap()
     }
@@ -190,7 +191,7 @@ fn classes_that_are_asked_for_and_not_kept_are_counted_up_to_a_point() {
     let status = bench.status(LARGE);
     assert_eq!((status.size, status.missed), (0, 3));
     for memory in 0..1000 {
-        let class = Class { cpus: 3, memory };
+        let class = PoolClass::any(Class { cpus: 3, memory });
         assert_eq!(bench.claim(class, "key"), Err(Refusal::NotKept));
     }
     assert_eq!(bench.stock.classes(|_| 0).len(), MAX_CLASSES);
@@ -205,7 +206,7 @@ fn a_pool_has_bounds() {
     let refused = bench.stock.resize(SMALL, MAX_SIZE + 1, bench.now);
     assert_eq!(refused, Err(ResizeError::Size));
     for memory in 0..MAX_CLASSES as u64 {
-        bench.resize(Class { cpus: 1, memory }, 1);
+        bench.resize(PoolClass::any(Class { cpus: 1, memory }), 1);
     }
     let refused = bench.stock.resize(LARGE, 1, bench.now);
     assert_eq!(refused, Err(ResizeError::Classes));
