@@ -24,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
     ];
     let with_vm = crate::tests![
         a_container_starts_in_a_vm_of_the_pool,
+        vms_that_know_an_image_are_for_its_containers,
         a_container_of_another_kernel_gets_none,
         killing_the_daemon_ends_the_vms_that_wait_and_no_others,
         a_vm_that_dies_while_it_waits_is_replaced,
@@ -158,6 +159,34 @@ fn sizes_that_cannot_be_are_refused(case: &Case) -> Result<()> {
             .run()?
             .exits(code)?;
     }
+    end(daemon)
+}
+
+fn vms_that_know_an_image_are_for_its_containers(case: &Case) -> Result<()> {
+    case.hrun(["pool", "serve", "--image", "no-such-image"])
+        .run()?
+        .is_refused_saying(&["no-such-image"])?;
+    let daemon = serve(case, &["--size", "1", "--image", "busybox"])?;
+    wait_ready(case, 1)?;
+    let outcome = from_pool(
+        case,
+        &["--timeline=json", "busybox", "cat", "/etc/hostname"],
+    )
+    .run()?
+    .exits(0)?;
+    ensure!(
+        outcome.stderr.contains("one ready for the image"),
+        "{}",
+        outcome.describe()
+    );
+    ensure!(outcome.text().trim().len() == 12, "{}", outcome.describe());
+    wait_ready(case, 1)?;
+    let known = status(case)?["classes"][0]["class"]["image"].clone();
+    ensure!(known.as_str().is_some_and(|id| id.len() == 64), "{known}");
+    case.hrun(["pool", "resize", "--image", "busybox", "0"])
+        .run()?
+        .exits(0)?;
+    wait_ready(case, 0)?;
     end(daemon)
 }
 

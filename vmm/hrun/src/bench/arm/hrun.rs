@@ -49,7 +49,7 @@ impl Hrun {
         let way = match (arm, knows_ways()) {
             ("cold", true) => Some("boot"),
             ("cold", false) => None,
-            (other, true) => Some(if other == "pool" { "pool" } else { "template" }),
+            (way, true) => Some(way),
             (_, false) => return Err("this hrun has no such way of starting".into()),
         };
         let mut hrun = Self {
@@ -84,6 +84,7 @@ impl Hrun {
     fn serve(&self, size: usize, group: Option<&Group>) -> Result<Pool, String> {
         let mut command = self.hrun();
         command.args(["pool", "serve", "--size", &size.to_string()]);
+        command.args(["--image", &self.image]);
         let mut start = || Running::start(&mut command);
         let daemon = match group {
             Some(group) => group.within(start).map_err(|error| error.to_string())?,

@@ -40,7 +40,7 @@ const END_ATTEMPTS: u32 = 10;
 const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// How the arms are called, in the order of tables and plots.
-pub(crate) const NAMES: [&str; 5] = ["pool", "template", "cold", "crun", "runc"];
+pub(crate) const NAMES: [&str; 6] = ["pool", "image", "template", "cold", "crun", "runc"];
 
 /// Something that is to run in a new container.
 #[derive(Debug, Clone, Copy)]
@@ -320,8 +320,9 @@ impl Arm {
 impl Described {
     fn new(name: &'static str) -> Self {
         let command = match name {
-            "pool" => "hrun run --start pool: a clone from the pool",
-            "template" => "hrun run --start template: a clone of the template",
+            "pool" => "hrun run --start pool: a clone that knows the image, from the pool",
+            "image" => "hrun run --start image: a clone of the template for the image",
+            "template" => "hrun run --start template: a clone of the template for any image",
             "cold" => "hrun run --start boot: a VM is booted",
             "crun" => "crun run: namespaces, the bundle is ready",
             _ => "runc run: namespaces, the bundle is ready",

@@ -14,6 +14,7 @@ use super::report::Report;
 fn color(arm: &str) -> &'static str {
     match arm {
         "pool" => "#0b4f9e",
+        "image" => "#2367b4",
         "template" => "#3d8bd4",
         "cold" => "#7fbaec",
         "crun" => "#e07b1a",
