@@ -1,6 +1,6 @@
 //! `hrun image`: puts images into the store, shows them, takes them out.
 
-mod progress;
+pub(super) mod progress;
 
 use std::path::PathBuf;
 
@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use image::{Image, Reference, Store, oci_spec::image::ImageConfiguration};
 use serde::Serialize;
 
+use super::pull::{self, PullArgs};
 use crate::{
     cli::Format,
     container::{Containers, now},
@@ -26,6 +27,8 @@ const SHORT_ID: usize = 12;
 pub(crate) enum ImageCommand {
     /// Load images from an OCI archive or layout, or from what `docker save` writes
     Load(LoadArgs),
+    /// Pull images from a registry
+    Pull(PullArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),
@@ -116,6 +119,7 @@ struct Listed<'a> {
 pub(crate) fn execute(command: &ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Load(args) => load(args),
+        ImageCommand::Pull(args) => pull::execute(args),
         ImageCommand::Ls(args) => ls(args),
         ImageCommand::Rm(args) => rm(args),
         ImageCommand::Inspect(args) => inspect(args),
