@@ -13,6 +13,7 @@ mod errors;
 mod hostile;
 mod image;
 mod pool;
+mod pull;
 mod resources;
 mod run;
 mod signals;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         hostile::tests(),
         resources::tests(),
         image::tests(),
+        pull::tests(),
         debian::tests(),
         template::tests(),
         pool::tests(),

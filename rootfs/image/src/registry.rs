@@ -21,7 +21,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use oci_spec::image::MediaType;
-use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
@@ -44,6 +44,8 @@ const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.list.v2+json, \
      application/vnd.docker.distribution.manifest.v2+json";
+/// In which registries state the digest of a manifest.
+const CONTENT_DIGEST: &str = "docker-content-digest";
 /// What a registry may say about an error, in bytes.
 const MESSAGE_MAX: u64 = 16 << 10;
 /// How much of that is shown.
@@ -156,17 +158,17 @@ impl<'a> Client<'a> {
         let url = self.url("manifests", reference)?;
         let headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(MANIFEST_TYPES))]);
         let mut backoff = Backoff::default();
-        let (bytes, content_type) = loop {
+        let (bytes, content_type, stated) = loop {
             let response = self.get(&url, &headers, &what, &mut backoff).await?;
             self.demand_success(&response, &what)?;
-            let content_type = response
-                .headers()
-                .get(CONTENT_TYPE)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or_default()
-                .to_owned();
+            let header = |name: &str| {
+                let value = response.headers().get(name)?.to_str().ok()?;
+                Some(value.to_owned())
+            };
+            let content_type = header("content-type").unwrap_or_default();
+            let stated = header(CONTENT_DIGEST).and_then(|text| digest::parse(&text));
             match self.transport.body(response, limit, &what).await? {
-                Ok(bytes) => break (bytes, content_type),
+                Ok(bytes) => break (bytes, content_type, stated),
                 Err(source) => {
                     self.transport
                         .wait(&mut backoff, &what, Some(source))
@@ -175,7 +177,9 @@ impl<'a> Client<'a> {
             }
         };
         let found = digest::of(&bytes);
-        if let Some(expected) = digest::parse(reference)
+        // What is named by its tag has no digest to match but the one that the registry states,
+        // if it does: damage on the way shows there.
+        if let Some(expected) = digest::parse(reference).or(stated)
             && expected != found
         {
             return Err(RegistryError::Digest {

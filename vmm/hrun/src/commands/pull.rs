@@ -70,6 +70,7 @@ pub(crate) fn pull(
     bars_wanted: bool,
 ) -> anyhow::Result<Pulled> {
     let bars = Bars::new(bars_wanted);
+    bars.say(&format!("Pulling {name}"));
     let pulled = store.pull(name, options, &bars);
     bars.clear();
     pulled.with_context(|| format!("Failed to pull {name}"))

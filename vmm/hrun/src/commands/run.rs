@@ -232,7 +232,6 @@ fn find_image(
 
 fn pull_image(store: &Store, name: &str) -> anyhow::Result<Image> {
     let reference = name.parse()?;
-    exit::print_error(&format!("Pulling {reference}\n"));
     let pulled = super::pull::pull(store, &reference, &PullOptions::default(), true)?;
     Ok(pulled.image)
 }

@@ -34,6 +34,12 @@ impl Bars {
         }
     }
 
+    /// Says something above them; to a terminal only.
+    pub(crate) fn say(&self, text: &str) {
+        // A terminal that is gone needs no words.
+        let _ = self.all.println(text);
+    }
+
     /// Takes them off the terminal.
     pub(crate) fn clear(self) {
         // A terminal that is gone shows none either.

@@ -139,8 +139,25 @@ fn a_manifest_of_another_digest_is_refused() {
         reply
     });
     let bench = Bench::new();
+    // By its tag it is as good as any other.
+    bench.pull(&registry).unwrap();
     let err = bench.pull_as(&registry, &format!("app@{digest}"));
     let err = chain(&err.unwrap_err());
+    assert!(err.contains("it was damaged or replaced"), "{err}");
+}
+
+#[test]
+fn a_manifest_that_is_not_what_the_registry_states_is_refused() {
+    let (layout, _) = two_layers();
+    let stated = layout.manifests[0]["digest"].as_str().unwrap().to_owned();
+    let registry = Registry::serve(&layout, move |request, mut reply| {
+        if request.path.contains("/manifests/") {
+            reply.body.push(b' ');
+            return reply.with("Docker-Content-Digest", &stated);
+        }
+        reply
+    });
+    let err = Bench::new().refused(&registry);
     assert!(err.contains("it was damaged or replaced"), "{err}");
 }
 
