@@ -28,6 +28,8 @@ pub struct Image {
     pub compressed_size: u64,
     /// When the image came to the store.
     pub loaded: SystemTime,
+    /// Bytes of the unpacked regular files of each layer, bottom first.
+    pub layer_sizes: Vec<u64>,
     pub(crate) layers: Vec<PathBuf>,
 }
 

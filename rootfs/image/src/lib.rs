@@ -42,5 +42,7 @@ pub use store::find::FindError;
 pub use store::load::LoadError;
 pub use store::pull::{PullError, PullOptions, Pulled};
 pub use store::remove::{RemoveError, Removed};
+pub use store::save::SaveError;
 pub use store::tag::TagError;
+pub use store::usage::{ImageSize, Usage};
 pub use store::{ImageUse, Store, StoreError, UseError};

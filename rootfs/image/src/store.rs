@@ -20,8 +20,10 @@ pub(crate) mod find;
 pub(crate) mod load;
 pub(crate) mod pull;
 pub(crate) mod remove;
+pub(crate) mod save;
 pub(crate) mod tag;
 mod unpack;
+pub(crate) mod usage;
 mod workspace;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};

@@ -9,7 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    commands::{bench, image, login, pool, ps, pull, rm, run, template},
+    commands::{bench, image, login, pool, ps, pull, rm, run, system, template},
     exit,
 };
 
@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// Manage the saved VMs that containers start from
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Look after the store as a whole
+    #[command(subcommand)]
+    System(system::SystemCommand),
     /// Check whether this machine can run containers, and say what to do if not
     Doctor(FormatArgs),
     /// Print a completion script for a shell

@@ -104,6 +104,11 @@ impl Store {
             size,
             compressed_size: record.layers.iter().map(|layer| layer.blob.bytes).sum(),
             loaded: UNIX_EPOCH + Duration::from_secs(record.loaded),
+            layer_sizes: record
+                .layers
+                .iter()
+                .map(|layer| index.layers.get(&layer.directory).map_or(0, |l| l.bytes))
+                .collect(),
             layers,
         })
     }

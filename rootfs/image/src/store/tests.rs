@@ -1,6 +1,7 @@
 mod damage;
 mod life;
 mod load;
+mod save;
 
 use std::process::Command;
 use std::sync::Mutex;

@@ -1,6 +1,9 @@
 //! `hrun image`: puts images into the store, shows them, takes them out.
 
+mod history;
 pub(super) mod progress;
+pub(super) mod prune;
+mod save;
 
 use std::path::PathBuf;
 
@@ -39,6 +42,12 @@ pub(crate) enum ImageCommand {
     Inspect(InspectArgs),
     /// Give an image another name
     Tag(TagArgs),
+    /// Show the steps that made an image
+    History(history::HistoryArgs),
+    /// Write images to an archive
+    Save(save::SaveArgs),
+    /// Remove images that nobody names or uses
+    Prune(prune::PruneArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -124,6 +133,9 @@ pub(crate) fn execute(command: &ImageCommand) -> anyhow::Result<()> {
         ImageCommand::Rm(args) => rm(args),
         ImageCommand::Inspect(args) => inspect(args),
         ImageCommand::Tag(args) => tag(args),
+        ImageCommand::History(args) => history::execute(args),
+        ImageCommand::Save(args) => save::execute(args),
+        ImageCommand::Prune(args) => prune::execute(args),
     }
 }
 

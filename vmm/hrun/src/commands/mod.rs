@@ -10,6 +10,7 @@ pub(crate) mod ps;
 pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod system;
 pub(crate) mod template;
 
 use std::io::{self, Write};
@@ -35,6 +36,7 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Login(args) => done(login::login(&args)),
         Command::Logout(args) => done(login::logout(&args)),
         Command::Rmi(args) => done(image::rm(&args)),
+        Command::System(command) => done(system::execute(&command)),
         Command::Bench(args) => done(bench::execute(&args)),
         Command::Pool(command) => done(pool::execute(&command)),
         Command::Template(command) => done(template::execute(&command)),
