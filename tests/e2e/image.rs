@@ -14,6 +14,8 @@ pub(crate) fn tests() -> Vec<Test> {
         a_flipped_bit_is_found,
         a_truncated_archive_is_refused,
         what_is_no_image_is_refused,
+        a_saved_image_is_what_others_load,
+        the_store_is_measured_and_pruned,
     ];
     let layered = crate::tests![
         layers_are_stacked_as_they_say,
@@ -181,6 +183,106 @@ fn what_is_no_image_is_refused(case: &Case) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         load(case, &path)?.is_refused_saying(&[&*name])?;
     }
+    Ok(())
+}
+
+fn a_saved_image_is_what_others_load(case: &Case) -> Result<()> {
+    load(case, &case.built().image("variants/layered"))?.exits(0)?;
+    load(case, &case.built().image("busybox/busybox"))?.exits(0)?;
+    let before = listed(case)?;
+    let archive = case.path("saved.tar");
+    let file = archive.to_str().context("a plain path")?;
+    case.hrun(["image", "save", "-o", file, "layered", "busybox"])
+        .run()?
+        .exits(0)?;
+    for name in ["layered", "busybox"] {
+        let full = format!("docker.io/library/{name}:latest");
+        for source in [
+            format!("oci-archive:{file}:{full}"),
+            format!("docker-archive:{file}:{full}"),
+        ] {
+            let to = format!("dir:{}", case.path("copied").display());
+            case.with("skopeo", ["copy", "--quiet", &source, &to])
+                .run()?
+                .exits(0)
+                .with_context(|| source.clone())?;
+            fs::remove_dir_all(case.path("copied"))?;
+        }
+    }
+    clear(case)?;
+    load(case, &archive)?.exits(0)?;
+    let ids = |images: &[Value]| -> Vec<(Value, Value)> {
+        let pair = |image: &Value| (image["name"].clone(), image["id"].clone());
+        images.iter().map(pair).collect()
+    };
+    ensure!(ids(&listed(case)?) == ids(&before));
+
+    let outcome = case.hrun(["image", "save", "none"]).run()?;
+    ensure!(outcome.status.code() == Some(1), "{}", outcome.describe());
+    let gone = case.path("nowhere/x.tar");
+    case.hrun(["image", "save", "busybox", "-o"])
+        .args([gone])
+        .run()?
+        .is_refused_saying(&["nowhere"])?;
+    clear(case)
+}
+
+fn the_store_is_measured_and_pruned(case: &Case) -> Result<()> {
+    let measured = || -> Result<Value> {
+        let outcome = case
+            .hrun(["system", "df", "--format", "json"])
+            .run()?
+            .exits(0)?;
+        Ok(serde_json::from_str(&outcome.text())?)
+    };
+    load(case, &case.built().image("busybox/busybox"))?.exits(0)?;
+    load(case, &case.built().image("variants/layered"))?.exits(0)?;
+    let before = measured()?;
+    let images = &before["kinds"][0];
+    ensure!(
+        images["count"] == 2 && images["kind"] == "images",
+        "{before}"
+    );
+    ensure!(images["reclaimable"] == images["size"], "{before}");
+    // What du finds, but for directories, and documents and blocks that are not full.
+    let store = case.store().join("images");
+    let script = "cd \"$0\" && find blobs layers -type f -printf '%i %s\\n' | sort -u";
+    let found = case
+        .with(
+            "sh",
+            ["-c", script, store.to_str().context("a plain path")?],
+        )
+        .run()?
+        .exits(0)?;
+    let bytes: u64 = found
+        .lines()
+        .iter()
+        .filter_map(|line| line.split_once(' ')?.1.parse::<u64>().ok())
+        .sum();
+    let size = images["size"].as_u64().context("a size")?;
+    ensure!(
+        size <= bytes && bytes - size < 64 << 10,
+        "{size} and {bytes}"
+    );
+
+    let history = case
+        .hrun(["image", "history", "busybox", "--format", "json"])
+        .run()?
+        .exits(0)?;
+    let steps: Vec<Value> = serde_json::from_str(&history.text())?;
+    let layers = steps.iter().filter(|step| step["size"].is_u64()).count();
+    ensure!(layers == 1, "{steps:?}");
+
+    case.hrun(["image", "prune", "-f"])
+        .run()?
+        .prints("0 B freed\n")?;
+    ensure!(listed(case)?.len() == 2, "images with a name were removed");
+    case.hrun(["image", "prune", "-a", "-f"]).run()?.exits(0)?;
+    ensure!(listed(case)?.is_empty());
+    let after = measured()?;
+    ensure!(after["kinds"][0]["size"] == 0, "{after}");
+    let table = case.hrun(["system", "df"]).run()?.exits(0)?;
+    ensure!(table.text().contains("RECLAIMABLE"), "{}", table.describe());
     Ok(())
 }
 

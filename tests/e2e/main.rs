@@ -13,6 +13,7 @@ mod errors;
 mod hostile;
 mod image;
 mod pool;
+mod pull;
 mod resources;
 mod run;
 mod signals;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         hostile::tests(),
         resources::tests(),
         image::tests(),
+        pull::tests(),
         debian::tests(),
         template::tests(),
         template_image::tests(),

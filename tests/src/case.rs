@@ -207,6 +207,8 @@ impl<'a> Case<'a> {
         Invocation::new(program)
             .env("HRUN_STATE", self.state())
             .env("HRUN_STORE", self.store())
+            // No test asks a registry of the world.
+            .env("HRUN_PULL", "never")
             // Patience for machines where everything else runs as well.
             .env("HRUN_BOOT_TIMEOUT", "250")
             .args(args.into_iter().map(|arg| arg.as_ref().to_owned()))

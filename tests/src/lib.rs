@@ -12,6 +12,8 @@ mod leaks;
 pub mod memory;
 mod mount;
 pub mod processes;
+mod proxy;
+mod registry;
 mod suite;
 mod terminal;
 
@@ -19,5 +21,7 @@ pub use built::Built;
 pub use case::{Case, Store};
 pub use command::{Invocation, Outcome, Running, eventually};
 pub use mount::Mounted;
+pub use proxy::{Fault, Proxy, Request};
+pub use registry::{Login, Registry};
 pub use suite::{Suite, Test};
 pub use terminal::Terminal;

@@ -28,6 +28,24 @@ pub(crate) fn chain_id(parent: Option<&Digest>, diff_id: &Digest) -> Digest {
     }
 }
 
+/// Hashes what comes piece by piece.
+#[derive(Clone)]
+pub(crate) struct Hasher(Sha256);
+
+impl Hasher {
+    pub(crate) fn new() -> Self {
+        Self(Sha256::new())
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> Digest {
+        finish(self.0)
+    }
+}
+
 fn finish(hasher: Sha256) -> Digest {
     use std::fmt::Write as _;
     let mut text = String::from("sha256:");

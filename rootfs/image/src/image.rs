@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use oci_spec::image::{Digest, ImageConfiguration};
 
-use crate::Reference;
+use crate::{Platform, Reference};
 
 /// One image of a [`Store`](crate::Store).
 ///
@@ -28,10 +28,20 @@ pub struct Image {
     pub compressed_size: u64,
     /// When the image came to the store.
     pub loaded: SystemTime,
+    /// Bytes of the unpacked regular files of each layer, bottom first.
+    pub layer_sizes: Vec<u64>,
     pub(crate) layers: Vec<PathBuf>,
 }
 
 impl Image {
+    /// The platform of its programs, as `linux/amd64`, and whether this machine runs them.
+    pub fn platform(&self) -> (String, bool) {
+        let os = self.config.os().to_string();
+        let architecture = self.config.architecture().to_string();
+        let runs = Platform::host().is(&os, &architecture);
+        (format!("{os}/{architecture}"), runs)
+    }
+
     /// The unpacked layers as overlayfs wants its lower directories: topmost first.
     ///
     /// Mount them read-only and never write there: other images share them. The directory that

@@ -114,6 +114,15 @@ impl Index {
         File::open(root)?.sync_all()
     }
 
+    /// The image that has exactly this name.
+    pub(crate) fn id_of(&self, name: &Reference) -> Option<&Digest> {
+        let name = name.pinned();
+        self.images
+            .iter()
+            .find(|image| image.names.contains(&name))
+            .map(|image| &image.id)
+    }
+
     /// The directory that holds layer `diff_id` of the chain `chain_id`.
     pub(crate) fn layer_directory(&self, diff_id: &Digest, chain_id: &Digest) -> Option<&str> {
         [diff_id, chain_id].into_iter().find_map(|digest| {

@@ -1,11 +1,11 @@
 //! OCI images: from an archive to directories that overlayfs stacks to a root file system.
 //!
 //! A [`Store`] is a root-only directory of verified blobs and unpacked layers. [`Store::load`]
-//! fills it from OCI archives and layouts and from `docker save` archives; [`Store::find`] gives
-//! the [`Image`] for a name, and [`Image::layers`] its lower directories. Mounting them, and
-//! everything else that makes a container, is the caller's.
+//! fills it from OCI archives and layouts and from `docker save` archives, [`Store::pull`] from
+//! registries; [`Store::find`] gives the [`Image`] for a name, and [`Image::layers`] its lower
+//! directories. Mounting them, and everything else that makes a container, is the caller's.
 //!
-//! Archives are hostile until proven otherwise: nothing in them is named by path strings on the
+//! Archives and registries are hostile until proven otherwise: nothing in them is named by path strings on the
 //! host (module `tree`), nothing unverified becomes visible in the store ([`Store::load`]), and every
 //! size has a limit ([`Limits`]).
 
@@ -18,8 +18,10 @@ mod index;
 pub mod layer;
 mod limits;
 pub mod manifest;
+mod platform;
 mod progress;
 mod reference;
+pub mod registry;
 mod source;
 mod store;
 #[cfg(test)]
@@ -32,11 +34,15 @@ pub use image::Image;
 pub use limits::Limits;
 pub use oci_spec;
 pub use oci_spec::image::Digest;
-pub use progress::Progress;
+pub use platform::{Platform, PlatformError};
+pub use progress::{Progress, Task};
 pub use reference::{Reference, ReferenceError};
 pub use source::SourceError;
 pub use store::find::FindError;
 pub use store::load::LoadError;
+pub use store::pull::{PullError, PullOptions, Pulled};
 pub use store::remove::{RemoveError, Removed};
+pub use store::save::SaveError;
 pub use store::tag::TagError;
+pub use store::usage::{ImageSize, Usage};
 pub use store::{ImageUse, Store, StoreError, UseError};

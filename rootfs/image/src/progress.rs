@@ -2,13 +2,24 @@
 
 use oci_spec::image::Digest;
 
-/// Receives the progress of one [`Store::load`](crate::Store::load).
+/// What is done with a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// It comes from a registry.
+    Download,
+    /// It is verified and unpacked.
+    Unpack,
+}
+
+/// Receives the progress of one [`Store::load`](crate::Store::load) or
+/// [`Store::pull`](crate::Store::pull).
 ///
 /// Calls may come from several threads. `()` is the silent implementation.
 pub trait Progress: Sync {
-    /// Work on the blob `what` begins; it is `total_bytes` long as stored (compressed).
-    fn started(&self, what: &Digest, total_bytes: u64);
-    /// `bytes` more of `what` were read.
+    /// Work on the blob `what` begins, or begins again; it is `total_bytes` long as stored
+    /// (compressed).
+    fn started(&self, what: &Digest, task: Task, total_bytes: u64);
+    /// `bytes` more of `what` were received, or read.
     fn advanced(&self, what: &Digest, bytes: u64);
     /// `what` is verified and needs no more work.
     fn finished(&self, what: &Digest);
@@ -17,7 +28,7 @@ pub trait Progress: Sync {
 }
 
 impl Progress for () {
-    fn started(&self, _what: &Digest, _total_bytes: u64) {}
+    fn started(&self, _what: &Digest, _task: Task, _total_bytes: u64) {}
     fn advanced(&self, _what: &Digest, _bytes: u64) {}
     fn finished(&self, _what: &Digest) {}
     fn note(&self, _message: &str) {}
@@ -64,7 +75,7 @@ mod tests {
     struct Recorder(Mutex<Vec<String>>);
 
     impl Progress for Recorder {
-        fn started(&self, _what: &Digest, _total_bytes: u64) {}
+        fn started(&self, _what: &Digest, _task: Task, _total_bytes: u64) {}
         fn advanced(&self, _what: &Digest, _bytes: u64) {}
         fn finished(&self, _what: &Digest) {}
         fn note(&self, message: &str) {

@@ -77,6 +77,33 @@ impl Reference {
         }
     }
 
+    /// The registry that `text` names: a host, perhaps with a port, as users type it for a login,
+    /// or an address that begins with it.
+    pub fn registry_of(text: &str) -> Result<String, ReferenceError> {
+        let host = text
+            .strip_prefix("https://")
+            .or_else(|| text.strip_prefix("http://"))
+            .unwrap_or(text);
+        let host = host.split('/').next().unwrap_or_default();
+        if host == LEGACY_DEFAULT_REGISTRY {
+            return Ok(DEFAULT_REGISTRY.to_owned());
+        }
+        check_registry(host).map_err(|reason| ReferenceError {
+            name: text.to_owned(),
+            reason,
+        })?;
+        Ok(host.to_owned())
+    }
+
+    /// The name as the store keeps it: beside a digest a tag says nothing.
+    pub(crate) fn pinned(&self) -> Self {
+        let mut name = self.clone();
+        if name.digest.is_some() {
+            name.tag = None;
+        }
+        name
+    }
+
     /// The same repository with `tag`, and no digest.
     pub(crate) fn with_tag(name: &str, tag: &str) -> Result<Self, ReferenceError> {
         format!("{name}:{tag}").parse()
@@ -322,6 +349,31 @@ mod tests {
             assert_eq!(reference.to_string(), short);
             assert_eq!(short.parse::<Reference>().unwrap(), reference);
         }
+    }
+
+    #[test]
+    fn the_registry_of_a_login_is_understood() {
+        for (text, registry) in [
+            ("docker.io", "docker.io"),
+            ("https://index.docker.io/v1/", "docker.io"),
+            ("localhost:5000", "localhost:5000"),
+            ("https://r.example/v2/", "r.example"),
+            ("[::1]:5000", "[::1]:5000"),
+        ] {
+            assert_eq!(Reference::registry_of(text).unwrap(), registry);
+        }
+        for text in ["", "a b", "https://", "user@host", "host:port"] {
+            assert!(Reference::registry_of(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn beside_a_digest_the_tag_is_left_out() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let name: Reference = format!("busybox:1@{digest}").parse().unwrap();
+        assert_eq!(name.pinned().to_string(), format!("busybox@{digest}"));
+        let name: Reference = "busybox:1".parse().unwrap();
+        assert_eq!(name.pinned(), name);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::manifest::{Compression, Config, ManifestError};
 use crate::progress::Notes;
-use crate::{Digest, Limits, Reference};
+use crate::{Digest, Limits, Platform, Reference};
 
 pub(crate) use file::{Blob, Files, ListError};
 
@@ -144,19 +144,22 @@ pub(crate) struct Source {
     path: PathBuf,
     files: Files,
     limits: Limits,
+    platform: Platform,
 }
 
 impl Source {
-    /// Opens a directory or an uncompressed, seekable archive.
-    pub(crate) fn open(path: &Path, files: Files, limits: &Limits) -> Self {
+    /// Opens a directory or an uncompressed, seekable archive, in which images for `platform` are
+    /// looked for.
+    pub(crate) fn open(path: &Path, files: Files, limits: &Limits, platform: Platform) -> Self {
         Self {
             path: path.to_owned(),
             files,
             limits: limits.clone(),
+            platform,
         }
     }
 
-    /// All images in the source that are for this machine.
+    /// All images in the source that are for its platform.
     pub(crate) fn images(&self, notes: &mut Notes<'_>) -> Result<Vec<Candidate>, SourceError> {
         // Newer versions of `docker save` write both; the layout says more.
         if self.has("oci-layout")? && self.has("index.json")? {
@@ -228,15 +231,5 @@ impl Source {
             file: file.to_owned(),
             source,
         }
-    }
-}
-
-/// The name of this machine's architecture in images.
-fn host_architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        other => other,
     }
 }

@@ -6,6 +6,7 @@
 //! blobs/sha256/HEX    manifests, configurations and layers as they were loaded, verified
 //! layers/HEX32/       unpacked layers, lower directories for overlayfs
 //! use/HEX             flock, shared while an image is in use
+//! downloads/HEX       blobs from registries, incomplete, flocked by who downloads them
 //! tmp/XXXX/           work in progress, flocked by the process it belongs to
 //! ```
 //!
@@ -14,11 +15,15 @@
 //! not name is left over from a crash, as is a directory in `tmp/` that nobody has locked; the
 //! next command removes both.
 
+mod downloads;
 pub(crate) mod find;
 pub(crate) mod load;
+pub(crate) mod pull;
 pub(crate) mod remove;
+pub(crate) mod save;
 pub(crate) mod tag;
 mod unpack;
+pub(crate) mod usage;
 mod workspace;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -226,6 +231,7 @@ impl Store {
             self.layers_path(),
             self.root.join("use"),
             self.tmp_path(),
+            self.downloads_path(),
         ] {
             DirBuilder::new()
                 .mode(0o700)

@@ -1,6 +1,7 @@
 //! Archives for tests, also such as no archiver would write.
 
 pub(crate) mod layout;
+pub(crate) mod registry;
 
 use tar::Header;
 

@@ -186,7 +186,7 @@ fn change(root: &Path) {
 struct Notes;
 
 impl Progress for Notes {
-    fn started(&self, _what: &image::Digest, _total_bytes: u64) {}
+    fn started(&self, _what: &image::Digest, _task: image::Task, _total_bytes: u64) {}
     fn advanced(&self, _what: &image::Digest, _bytes: u64) {}
     fn finished(&self, _what: &image::Digest) {}
     fn note(&self, message: &str) {

@@ -9,14 +9,15 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    commands::{bench, image, pool, ps, rm, run, template},
+    commands::{bench, image, login, pool, ps, pull, rm, run, system, template},
     exit,
 };
 
 const EXAMPLES: &str = "\
 Examples:
-  hrun image load busybox.tar          Put an image into the store
-  hrun run --rm busybox uname -r       Run a command in a VM of its own
+  hrun pull busybox                    Put an image of a registry into the store
+  hrun image load busybox.tar          Put one of an archive there
+  hrun run --rm busybox uname -r       Run a command in a VM of its own, pulling what is missing
   hrun run -it --rm busybox sh         Have a shell there
   hrun busybox echo hi                 The same as hrun run busybox echo hi
   hrun doctor                          See whether this machine can do it
@@ -24,6 +25,7 @@ Examples:
 Environment:
   HRUN_STORE       Images, layers and volumes [default: /var/lib/hrun]
   HRUN_STATE       Sockets of running containers [default: /run/hrun]
+  HRUN_PULL        When hrun run pulls: always, missing or never [default: missing]
   HRUN_KERNEL      Another guest kernel
   HRUN_INITRAMFS   Another initramfs
   HRUN_LOG         Log level of the VMM, such as debug";
@@ -58,10 +60,16 @@ pub(crate) enum Command {
     Image(image::ImageCommand),
     /// List images (hrun image ls)
     Images(image::LsArgs),
+    /// Pull images from a registry (hrun image pull)
+    Pull(pull::PullArgs),
     /// Load images (hrun image load)
     Load(image::LoadArgs),
     /// Remove images (hrun image rm)
     Rmi(image::RmArgs),
+    /// Log in to a registry
+    Login(login::LoginArgs),
+    /// Forget the login to a registry
+    Logout(login::LogoutArgs),
     /// Measure hrun against containers made of namespaces, on this machine
     Bench(Box<bench::BenchArgs>),
     /// Keep VMs ready, so that containers start faster
@@ -70,6 +78,9 @@ pub(crate) enum Command {
     /// Manage the saved VMs that containers start from
     #[command(subcommand)]
     Template(template::TemplateCommand),
+    /// Look after the store as a whole
+    #[command(subcommand)]
+    System(system::SystemCommand),
     /// Check whether this machine can run containers, and say what to do if not
     Doctor(FormatArgs),
     /// Print a completion script for a shell
@@ -232,6 +243,14 @@ mod tests {
         for line in ["hrun --help", "hrun run --help", "hrun image ls --help"] {
             assert!(!parse(line).unwrap_err().error.use_stderr(), "{line}");
         }
+    }
+
+    #[test]
+    fn what_is_missing_is_pulled_unless_told_otherwise() {
+        use pull::When;
+        assert_eq!(run("hrun run busybox").pull, When::Missing);
+        assert_eq!(run("hrun run --pull never busybox").pull, When::Never);
+        assert_eq!(run("hrun run --pull=always busybox").pull, When::Always);
     }
 
     #[test]

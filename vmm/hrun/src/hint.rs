@@ -95,7 +95,7 @@ fn store(cause: &Cause) -> Option<String> {
     if let Some(ImageOrCommand { .. }) = cause.downcast_ref() {
         return Some(
             "`hrun --help` shows the commands, `hrun image ls` the images; \
-             `hrun image load FILE` adds an image"
+             `hrun run IMAGE` pulls one that is missing"
                 .into(),
         );
     }

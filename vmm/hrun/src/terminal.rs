@@ -1,7 +1,8 @@
 //! hrun's own terminal: raw mode, undone on every way out, and the size of the window.
 
 use std::{
-    io, panic,
+    io::{self, Read},
+    panic,
     sync::{Mutex, Once, PoisonError},
 };
 
@@ -65,6 +66,42 @@ fn restore() {
     }
 }
 
+/// Reads a line of standard input's terminal without showing it. Ctrl-C is an error.
+pub(crate) fn read_secret() -> io::Result<Vec<u8>> {
+    // Raw, so that Ctrl-C comes as a byte and the terminal is always restored.
+    let _raw = RawTerminal::enter()?;
+    let mut input = io::stdin().lock();
+    let mut line = Vec::new();
+    loop {
+        let mut byte = [0];
+        if input.read(&mut byte)? == 0 {
+            return Ok(line);
+        }
+        if !edit(&mut line, byte[0])? {
+            return Ok(line);
+        }
+    }
+}
+
+/// Does to a line what a key stands for; false at its end.
+fn edit(line: &mut Vec<u8>, key: u8) -> io::Result<bool> {
+    const CTRL_C: u8 = 0x03;
+    const CTRL_D: u8 = 0x04;
+    const CTRL_U: u8 = 0x15;
+    const BACKSPACE: [u8; 2] = [0x08, 0x7f];
+    match key {
+        b'\r' | b'\n' | CTRL_D => return Ok(false),
+        CTRL_C => return Err(io::ErrorKind::Interrupted.into()),
+        CTRL_U => line.clear(),
+        key if BACKSPACE.contains(&key) => {
+            // A character may have several bytes.
+            while line.pop().is_some_and(|byte| byte & 0xc0 == 0x80) {}
+        }
+        key => line.push(key),
+    }
+    Ok(true)
+}
+
 /// Whether standard input is a terminal.
 pub(crate) fn stdin_is_terminal() -> bool {
     isatty(stdio::stdin())
@@ -85,4 +122,21 @@ fn size_of(terminal: BorrowedFd<'_>) -> Option<WindowSize> {
         rows: size.ws_row,
         columns: size.ws_col,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_edited_as_a_line_is() {
+        let mut line = Vec::new();
+        for key in "wrong\u{15}pä\u{7f}ass\u{8}t".bytes() {
+            assert!(edit(&mut line, key).unwrap());
+        }
+        assert_eq!(line, b"past");
+        assert!(!edit(&mut line, b'\r').unwrap());
+        let interrupted = edit(&mut line, 3).unwrap_err();
+        assert_eq!(interrupted.kind(), io::ErrorKind::Interrupted);
+    }
 }

@@ -20,7 +20,7 @@ struct Bench {
 }
 
 impl Progress for Bench {
-    fn started(&self, _what: &Digest, _total_bytes: u64) {}
+    fn started(&self, _what: &Digest, _task: crate::Task, _total_bytes: u64) {}
     fn advanced(&self, _what: &Digest, _bytes: u64) {}
     fn finished(&self, _what: &Digest) {}
     fn note(&self, message: &str) {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{Candidate, LayerSource, Source, SourceError, host_architecture};
+use super::{Candidate, LayerSource, Source, SourceError};
 use crate::manifest::{self, Config, ManifestError};
 use crate::progress::Notes;
 use crate::{Reference, digest};
@@ -75,7 +75,7 @@ impl Source {
             if others.is_empty() {
                 return Err(SourceError::Empty { path });
             }
-            let wanted = format!("linux/{}", host_architecture());
+            let wanted = self.platform.to_string();
             return Err(SourceError::Platform {
                 path,
                 wanted,
@@ -85,11 +85,11 @@ impl Source {
         Ok(images)
     }
 
-    /// Whether the configuration is of an image for this machine.
+    /// Whether the configuration is of an image for the platform that is wanted.
     pub(super) fn runs_here(&self, config: &Config, others: &mut Vec<String>) -> bool {
         let os = config.configuration.os().to_string();
         let architecture = config.configuration.architecture().to_string();
-        let runs = os == "linux" && architecture == host_architecture();
+        let runs = self.platform.is(&os, &architecture);
         if !runs {
             others.push(format!("{os}/{architecture}"));
         }
@@ -120,7 +120,11 @@ fn stated_digest(file: &str) -> Option<&str> {
 
 fn names(tags: &[String], notes: &mut Notes<'_>) -> Vec<Reference> {
     tags.iter()
-        .filter_map(|tag| match tag.parse() {
+        .filter_map(|tag| match tag.parse::<Reference>() {
+            Ok(name) if name.digest().is_some() => {
+                notes.add(|| format!("name left out: {name} has a digest"));
+                None
+            }
             Ok(name) => Some(name),
             Err(err) => {
                 notes.add(|| format!("name left out: {err}"));

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use oci_spec::image::{Descriptor, ImageIndex};
 
-use super::{Candidate, LayerSource, Source, SourceError, host_architecture};
+use super::{Candidate, LayerSource, Source, SourceError};
 use crate::manifest::{self, Kind};
 use crate::progress::Notes;
 use crate::{Reference, digest};
@@ -42,7 +42,7 @@ impl Source {
             }
             others.sort();
             others.dedup();
-            let wanted = format!("linux/{}", host_architecture());
+            let wanted = self.platform.to_string();
             return Err(SourceError::Platform {
                 path,
                 wanted,
@@ -52,7 +52,7 @@ impl Source {
         Ok(images)
     }
 
-    /// The manifest for this machine that `descriptor` is, or that the index behind it lists.
+    /// The manifest for the platform that `descriptor` is, or that the index behind it lists.
     fn select(
         &self,
         descriptor: &Descriptor,
@@ -65,19 +65,14 @@ impl Source {
             });
         }
         match Kind::of(descriptor.media_type()) {
-            Kind::Manifest => Ok(is_for_host(descriptor, others).then(|| descriptor.clone())),
+            Kind::Manifest => Ok(self
+                .platform
+                .admits(descriptor, others)
+                .then(|| descriptor.clone())),
             Kind::Index => {
                 let index = self.nested_index(descriptor)?;
                 self.check_count(&index)?;
-                let mut manifests: Vec<&Descriptor> = index.manifests().iter().collect();
-                // Variants such as amd64/v3 may need what this machine does not have.
-                manifests.sort_by_key(|manifest| {
-                    manifest
-                        .platform()
-                        .as_ref()
-                        .is_some_and(|p| p.variant().is_some())
-                });
-                for manifest in manifests {
+                for manifest in self.platform.order(&index) {
                     if let Some(found) = self.select(manifest, depth + 1, others)? {
                         return Ok(Some(found));
                     }
@@ -174,12 +169,17 @@ impl Source {
             return Vec::new();
         };
         let name = if text.contains(['/', ':', '@']) || annotations.contains_key(IMAGE_NAME) {
-            text.parse()
+            text.parse::<Reference>()
         } else {
             // A bare tag: the name is that of the layout.
             Reference::with_tag(&stem(&self.path), text)
         };
         match name {
+            // Digests are facts: only a pull, which has seen them, may give such names.
+            Ok(name) if name.digest().is_some() => {
+                notes.add(|| format!("name left out: {name} has a digest"));
+                Vec::new()
+            }
             Ok(name) => vec![name],
             Err(err) => {
                 notes.add(|| format!("name left out: {err}"));
@@ -187,25 +187,6 @@ impl Source {
             }
         }
     }
-}
-
-/// By what the index says; an image that it says nothing about is judged by its configuration.
-fn is_for_host(descriptor: &Descriptor, others: &mut Vec<String>) -> bool {
-    let Some(platform) = descriptor.platform() else {
-        return true;
-    };
-    let (os, architecture) = (
-        platform.os().to_string(),
-        platform.architecture().to_string(),
-    );
-    if os == "linux" && architecture == host_architecture() {
-        return true;
-    }
-    // Attestations are listed as images for an unknown platform.
-    if os != "unknown" {
-        others.push(format!("{os}/{architecture}"));
-    }
-    false
 }
 
 /// Digests that come here were checked: the name has no slash and no dots.

@@ -18,7 +18,7 @@ const MIN_ID_PREFIX: usize = 4;
 pub enum FindError {
     /// Nothing has that name or id.
     #[error(
-        "No image {name} here: `hrun image ls` shows what there is, \
+        "No image {name} here: `hrun image ls` shows what there is, `hrun pull NAME` or \
          `hrun image load FILE` adds one"
     )]
     NotFound {
@@ -104,6 +104,11 @@ impl Store {
             size,
             compressed_size: record.layers.iter().map(|layer| layer.blob.bytes).sum(),
             loaded: UNIX_EPOCH + Duration::from_secs(record.loaded),
+            layer_sizes: record
+                .layers
+                .iter()
+                .map(|layer| index.layers.get(&layer.directory).map_or(0, |l| l.bytes))
+                .collect(),
             layers,
         })
     }
@@ -142,17 +147,16 @@ pub(super) fn find_record<'a>(index: &'a Index, name: &str) -> Result<&'a ImageR
     }
 }
 
-/// Whether `reference` is a name of the image, or names its manifest in a repository it has.
+/// Whether `reference` is a name of the image, or names its manifest, or the index from which that
+/// was pulled, in a repository it has. Beside a digest a tag says nothing.
 fn is_named(record: &ImageRecord, reference: &Reference) -> bool {
     match reference.digest() {
         None => record.names.contains(reference),
-        Some(digest) => {
-            record.manifest.as_ref() == digest
-                && record.names.iter().any(|name| {
-                    name.registry() == reference.registry()
-                        && name.repository() == reference.repository()
-                })
-        }
+        Some(digest) => record.names.iter().any(|name| {
+            name.registry() == reference.registry()
+                && name.repository() == reference.repository()
+                && (record.manifest.as_ref() == digest || name.digest() == Some(digest))
+        }),
     }
 }
 

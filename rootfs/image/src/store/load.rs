@@ -19,7 +19,7 @@ use crate::layer::LayerError;
 use crate::manifest::Compression;
 use crate::progress::Notes;
 use crate::source::{Candidate, Files, ListError, Source, SourceError};
-use crate::{Digest, Image, Progress};
+use crate::{Digest, Image, Platform, Progress};
 
 use image::{ImageLoad, Ready};
 
@@ -107,7 +107,7 @@ impl Store {
             self.new_workspace()?
         };
         let files = self.open_files(source, &workspace)?;
-        let source = Source::open(source, files, &self.limits);
+        let source = Source::open(source, files, &self.limits, Platform::host());
         let candidates = source.images(&mut Notes::new(progress))?;
         candidates
             .iter()
@@ -180,7 +180,7 @@ impl Store {
         }
     }
 
-    fn load_image(
+    pub(super) fn load_image(
         &self,
         source: &Source,
         candidate: &Candidate,

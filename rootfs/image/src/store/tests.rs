@@ -1,6 +1,7 @@
 mod damage;
 mod life;
 mod load;
+mod save;
 
 use std::process::Command;
 use std::sync::Mutex;
@@ -23,7 +24,7 @@ struct Bench {
 }
 
 impl Progress for Bench {
-    fn started(&self, _what: &Digest, _total_bytes: u64) {}
+    fn started(&self, _what: &Digest, _task: crate::Task, _total_bytes: u64) {}
     fn advanced(&self, _what: &Digest, _bytes: u64) {}
     fn finished(&self, what: &Digest) {
         self.notes.lock().unwrap().push(format!("finished {what}"));

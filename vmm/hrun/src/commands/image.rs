@@ -1,6 +1,9 @@
 //! `hrun image`: puts images into the store, shows them, takes them out.
 
-mod progress;
+mod history;
+pub(super) mod progress;
+pub(super) mod prune;
+mod save;
 
 use std::path::PathBuf;
 
@@ -8,6 +11,7 @@ use anyhow::{Context, bail};
 use image::{Image, Reference, Store, oci_spec::image::ImageConfiguration};
 use serde::Serialize;
 
+use super::pull::{self, PullArgs};
 use crate::{
     cli::Format,
     container::{Containers, now},
@@ -26,6 +30,8 @@ const SHORT_ID: usize = 12;
 pub(crate) enum ImageCommand {
     /// Load images from an OCI archive or layout, or from what `docker save` writes
     Load(LoadArgs),
+    /// Pull images from a registry
+    Pull(PullArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),
@@ -36,6 +42,12 @@ pub(crate) enum ImageCommand {
     Inspect(InspectArgs),
     /// Give an image another name
     Tag(TagArgs),
+    /// Show the steps that made an image
+    History(history::HistoryArgs),
+    /// Write images to an archive
+    Save(save::SaveArgs),
+    /// Remove images that nobody names or uses
+    Prune(prune::PruneArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -116,10 +128,14 @@ struct Listed<'a> {
 pub(crate) fn execute(command: &ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Load(args) => load(args),
+        ImageCommand::Pull(args) => pull::execute(args),
         ImageCommand::Ls(args) => ls(args),
         ImageCommand::Rm(args) => rm(args),
         ImageCommand::Inspect(args) => inspect(args),
         ImageCommand::Tag(args) => tag(args),
+        ImageCommand::History(args) => history::execute(args),
+        ImageCommand::Save(args) => save::execute(args),
+        ImageCommand::Prune(args) => prune::execute(args),
     }
 }
 

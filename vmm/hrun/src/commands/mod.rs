@@ -4,10 +4,13 @@ pub(crate) mod bench;
 mod completions;
 mod doctor;
 pub(crate) mod image;
+pub(crate) mod login;
 pub(crate) mod pool;
 pub(crate) mod ps;
+pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod system;
 pub(crate) mod template;
 
 use std::io::{self, Write};
@@ -29,7 +32,11 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Image(command) => done(image::execute(&command)),
         Command::Images(args) => done(image::ls(&args)),
         Command::Load(args) => done(image::load(&args)),
+        Command::Pull(args) => done(pull::execute(&args)),
+        Command::Login(args) => done(login::login(&args)),
+        Command::Logout(args) => done(login::logout(&args)),
         Command::Rmi(args) => done(image::rm(&args)),
+        Command::System(command) => done(system::execute(&command)),
         Command::Bench(args) => done(bench::execute(&args)),
         Command::Pool(command) => done(pool::execute(&command)),
         Command::Template(command) => done(template::execute(&command)),

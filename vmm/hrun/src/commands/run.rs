@@ -8,11 +8,12 @@ mod args;
 use std::{env, path::Path, sync::Arc, time::Duration};
 
 use agent_protocol::{ExitStatus, Stdio};
-use anyhow::{Context, anyhow};
-use image::{FindError, Image, Store};
+use anyhow::{Context, anyhow, bail};
+use image::{FindError, Image, PullOptions, Store};
 
 pub(crate) use args::{RunArgs, TimelineFormat, cpus, memory};
 
+use super::pull::When;
 use crate::{
     agent::Control,
     container::{Containers, NewRecord, VmmIdentity},
@@ -69,11 +70,11 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
     let options = args.validate()?;
     let dirs = Dirs::from_env()?;
     host::require_root()?;
+    // A signal may end a pull at once: nothing but resumable downloads stays.
+    let store = super::image::open_store(&dirs)?;
+    let image = find_image(&store, &options.image, implied, args.pull)?;
     // From here on every way out passes the drops below.
     let mut signals = Signals::catch().context("Failed to catch signals")?;
-
-    let store = super::image::open_store(&dirs)?;
-    let image = find_image(&store, &options.image, implied)?;
     let _in_use = store.use_image(&image)?;
     let process = Process::resolve(&options, image.config.config().as_ref())?;
     timeline.mark("image found");
@@ -203,13 +204,38 @@ fn finish(
     }
 }
 
-fn find_image(store: &Store, name: &str, implied: Option<&str>) -> anyhow::Result<Image> {
-    match (store.find(name), implied) {
-        (Err(FindError::NotFound { .. }), Some(word)) => {
-            Err(anyhow!(ImageOrCommand { word: word.into() }))
+/// The image called `name`, from the store or pulled. A mere word in the place of a command may be
+/// a typing error: no registry hears of it.
+fn find_image(
+    store: &Store,
+    name: &str,
+    implied: Option<&str>,
+    pull: When,
+) -> anyhow::Result<Image> {
+    let found = match pull {
+        When::Always => return pull_image(store, name),
+        When::Missing | When::Never => store.find(name),
+    };
+    let image = match (found, implied) {
+        (Err(FindError::NotFound { .. }), Some(word)) if !word.contains(['/', ':']) => {
+            bail!(ImageOrCommand { word: word.into() })
         }
-        (found, _) => Ok(found?),
+        (Err(FindError::NotFound { .. }), _) if pull == When::Missing => pull_image(store, name)?,
+        (found, _) => found?,
+    };
+    match image.platform() {
+        (_, true) => Ok(image),
+        (platform, false) => bail!(
+            "Image {name} is for {platform}, which this machine does not run: \
+             `hrun pull {name}` gets the one for this machine"
+        ),
     }
+}
+
+fn pull_image(store: &Store, name: &str) -> anyhow::Result<Image> {
+    let reference = name.parse()?;
+    let pulled = super::pull::pull(store, &reference, &PullOptions::default(), true)?;
+    Ok(pulled.image)
 }
 
 /// Whether standard input goes to the container. A terminal does with `-t` alone as well: what

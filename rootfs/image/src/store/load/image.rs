@@ -15,6 +15,7 @@ use super::LoadError;
 use crate::index::{ImageRecord, Index, LayerBlob, LayerRecord, LayerUse, directory_name};
 use crate::layer::{self, LayerError, Summary};
 use crate::manifest::Compression;
+use crate::progress::Task;
 use crate::source::{Candidate, LayerSource, Source};
 use crate::store::unpack::{Pass, PassError, Passed, Pieces};
 use crate::store::{Store, StoreError, Workspace, is_full};
@@ -143,7 +144,7 @@ impl ImageLoad<'_> {
                 format!("layer {what} is declared to be {declared}, but is {compression}");
             self.progress.note(&message);
         }
-        self.progress.started(what, blob.size());
+        self.progress.started(what, Task::Unpack, blob.size());
         let copy = (!self.has_blob(layer)).then(|| self.path("blob-", what));
         let target = self.path("layer-", chain_id);
         let pass = Pass {

@@ -1,11 +1,11 @@
-//! How the loading of an image looks: a bar for each blob on a terminal, notes otherwise.
+//! How the loading and pulling of an image looks: a bar for each blob on a terminal, notes otherwise.
 
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
 };
 
-use image::{Digest, Progress};
+use image::{Digest, Progress, Task};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{exit, table};
@@ -14,14 +14,14 @@ use crate::{exit, table};
 const SHORT: usize = 12;
 
 /// Bars on standard error, if that is a terminal.
-pub(super) struct Bars {
+pub(crate) struct Bars {
     all: MultiProgress,
     bars: Mutex<HashMap<String, ProgressBar>>,
 }
 
 impl Bars {
     /// Bars, or nothing at all if they are not wanted.
-    pub(super) fn new(shown: bool) -> Self {
+    pub(crate) fn new(shown: bool) -> Self {
         // On anything but a terminal indicatif draws nothing by itself.
         let target = if shown {
             ProgressDrawTarget::stderr()
@@ -34,6 +34,18 @@ impl Bars {
         }
     }
 
+    /// Says something above them; to a terminal only.
+    pub(crate) fn say(&self, text: &str) {
+        // A terminal that is gone needs no words.
+        let _ = self.all.println(text);
+    }
+
+    /// Takes them off the terminal.
+    pub(crate) fn clear(self) {
+        // A terminal that is gone shows none either.
+        let _ = self.all.clear();
+    }
+
     fn with_bar(&self, what: &Digest, action: impl FnOnce(&ProgressBar)) {
         let bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bar) = bars.get(what.digest()) {
@@ -43,7 +55,18 @@ impl Bars {
 }
 
 impl Progress for Bars {
-    fn started(&self, what: &Digest, total_bytes: u64) {
+    fn started(&self, what: &Digest, task: Task, total_bytes: u64) {
+        let message = match task {
+            Task::Download => "downloading",
+            Task::Unpack => "unpacking",
+        };
+        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bar) = bars.get(what.digest()) {
+            bar.reset();
+            bar.set_length(total_bytes);
+            bar.set_message(message);
+            return;
+        }
         let style = ProgressStyle::with_template(
             "{prefix} [{bar:30}] {binary_bytes:>11}/{binary_total_bytes:<11} {msg}",
         )
@@ -53,9 +76,9 @@ impl Progress for Bars {
         let bar = self.all.add(
             ProgressBar::new(total_bytes)
                 .with_style(style)
-                .with_prefix(short),
+                .with_prefix(short)
+                .with_message(message),
         );
-        let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         bars.insert(what.digest().to_owned(), bar);
     }
 

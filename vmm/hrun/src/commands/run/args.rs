@@ -7,6 +7,7 @@ use clap::{ArgAction, ValueEnum};
 use vmm::config::MAX_VCPUS;
 
 use crate::{
+    commands::pull::When,
     options::{env as environment, size, ulimit, volume},
     sandbox::Way,
     spec::{self, RunOptions},
@@ -24,6 +25,7 @@ Examples:
   echo hello | hrun run --rm -i busybox cat
   hrun run --rm -it -v ./src:/src -w /src debian bash
   hrun run --name db --memory 1g --cpus 2 -e POSTGRES_PASSWORD postgres
+  hrun run --rm --pull always registry.example/team/app:1.4
   hrun run --rm --timeline busybox true
 
 The exit status is the command's own; 125 if hrun failed, 126 if the command cannot be executed,
@@ -82,6 +84,15 @@ pub(crate) struct RunArgs {
     /// Limit a resource of the command, such as nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub(crate) ulimit: Vec<String>,
+    /// When to pull the image from its registry
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "WHEN",
+        env = "HRUN_PULL"
+    )]
+    pub(crate) pull: When,
     /// Pass signals sent to hrun on to the command
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]

@@ -1,0 +1,87 @@
+//! `hrun pull`: brings images from registries into the store.
+
+use anyhow::Context;
+use clap::ValueEnum;
+use image::{Platform, PullOptions, Pulled, Reference, Store, registry::Access};
+
+use super::image::{open_store, progress::Bars};
+use crate::dirs::Dirs;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  hrun pull busybox                            docker.io/library/busybox:latest
+  hrun pull quay.io/team/app:1.4
+  hrun pull busybox@sha256:...                 This and no other
+  hrun pull --platform linux/arm64 debian:12   For another machine, to look at
+  hrun pull --insecure registry.lan:5000/app   From a registry without TLS
+
+What was interrupted goes on where it stopped. Credentials are those of docker and podman
+(REGISTRY_AUTH_FILE, auth.json, ~/.docker/config.json and credential helpers) and of `hrun login`;
+proxies are taken from HTTP_PROXY, HTTPS_PROXY and NO_PROXY.")]
+pub(crate) struct PullArgs {
+    /// Names, with a tag or digest if wanted
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<Reference>,
+    /// The machine that the image is for, such as linux/arm64 [default: this one]
+    #[arg(long)]
+    platform: Option<Platform>,
+    /// Allow a registry without encryption, or with a certificate that nobody vouches for
+    #[arg(long)]
+    insecure: bool,
+    /// Show no progress and print identifiers only
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// When `hrun run` pulls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum When {
+    /// Each time: what did not change is not fetched again
+    Always,
+    /// If the image is not in the store
+    #[default]
+    Missing,
+    /// Not at all
+    Never,
+}
+
+pub(crate) fn execute(args: &PullArgs) -> anyhow::Result<()> {
+    let store = open_store(&Dirs::from_env()?)?;
+    let options = PullOptions {
+        platform: args.platform.clone().unwrap_or_else(Platform::host),
+        access: Access {
+            insecure: args.insecure,
+        },
+        ..PullOptions::default()
+    };
+    for name in &args.images {
+        let pulled = pull(&store, name, &options, !args.quiet)?;
+        super::print(&said(name, &pulled, args.quiet))?;
+    }
+    Ok(())
+}
+
+/// Pulls one image, with bars if they are wanted.
+pub(crate) fn pull(
+    store: &Store,
+    name: &Reference,
+    options: &PullOptions,
+    bars_wanted: bool,
+) -> anyhow::Result<Pulled> {
+    let bars = Bars::new(bars_wanted);
+    bars.say(&format!("Pulling {name}"));
+    let pulled = store.pull(name, options, &bars);
+    bars.clear();
+    pulled.with_context(|| format!("Failed to pull {name}"))
+}
+
+fn said(name: &Reference, pulled: &Pulled, quiet: bool) -> String {
+    if quiet {
+        format!("{}\n", pulled.image.id)
+    } else if pulled.changed {
+        format!("Pulled {name} ({})\n", pulled.digest)
+    } else {
+        format!("Image {name} is up to date ({})\n", pulled.digest)
+    }
+}
