@@ -29,6 +29,7 @@ pub(crate) fn tests() -> Vec<Test> {
         overlapping_pulls_at_once_succeed,
         a_full_disk_is_reported_when_an_image_is_pulled,
         certificates_are_checked_unless_told_otherwise,
+        proxies_of_the_environment_are_used,
         run_pulls_as_it_is_told,
     ];
     let with_vm = crate::tests![run_pulls_what_is_missing_and_nothing_twice];
@@ -407,6 +408,33 @@ fn certificates_are_checked_unless_told_otherwise(case: &Case) -> Result<()> {
     clear(case)
 }
 
+fn proxies_of_the_environment_are_used(case: &Case) -> Result<()> {
+    let registry = registry(case)?;
+    // It passes all on to the registry, whatever host was asked for.
+    let proxy = Proxy::start(registry.port(), |_| None)?;
+    let address = format!("http://{}", proxy.name(""));
+    let name = "registry.invalid/busybox:test";
+    let pull = |options: &[&str]| {
+        let args = ["pull"].iter().chain(options).chain([&name]);
+        ["HTTP_PROXY", "HTTPS_PROXY"]
+            .into_iter()
+            .fold(case.hrun(args), |invocation, variable| {
+                invocation.env(variable, &address)
+            })
+            .run()
+    };
+    pull(&[])?.is_refused_saying(&["registry.invalid"])?;
+    let asked = proxy.take_requests();
+    ensure!(
+        asked
+            .iter()
+            .all(|request| request.path == "registry.invalid:443"),
+        "something was asked in plain text: {asked:?}"
+    );
+    pull(&["--insecure"])?.exits(0)?;
+    clear(case)
+}
+
 fn run_pulls_as_it_is_told(case: &Case) -> Result<()> {
     let nobody = "localhost:1/busybox:test";
     for (args, words) in [
@@ -439,7 +467,8 @@ fn run_pulls_what_is_missing_and_nothing_twice(case: &Case) -> Result<()> {
         let args = options.iter().copied().chain([&*name, "echo", "hi"]);
         case.run(args).env("HRUN_PULL", "missing").run()
     };
-    run(&[])?.prints("hi\n")?;
+    let first = run(&[])?.prints("hi\n")?;
+    ensure!(first.stderr.is_empty(), "{}", first.describe());
     ensure!(proxy.take_requests().iter().any(Request::is_blob));
     run(&[])?.prints("hi\n")?;
     let requests = proxy.take_requests();

@@ -357,7 +357,9 @@ pub fn check_login(
 }
 
 /// Runs requests on this thread.
-pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn run<T, E: From<RegistryError>>(
+    future: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     static TLS: Once = Once::new();
     // Somebody else's choice, made before, is as good.
     TLS.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
@@ -366,7 +368,7 @@ pub(crate) fn run<T>(future: impl Future<Output = T>) -> T {
         // Names are looked up on others.
         .thread_name("registry-dns")
         .build()
-        .expect("epoll and eventfd are there")
+        .map_err(RegistryError::Runtime)?
         .block_on(future)
 }
 

@@ -56,6 +56,19 @@ pub(crate) fn documents() -> Vec<Vec<u8>> {
         .collect()
 }
 
+/// Challenges and answers of token servers, and names of registries.
+pub(crate) fn answers() -> Vec<Vec<u8>> {
+    [
+        r#"Bearer realm="https://auth.example/token",service="registry",scope="repository:a/b:pull""#,
+        r#"Negotiate, Basic realm="with \"quotes\"" , charset=UTF-8"#,
+        r#"{"token": "a.b-c_d", "access_token": "e", "expires_in": 300}"#,
+        "https://index.docker.io/v1/",
+        "[::1]:5000",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
+}
+
 /// Layers with every kind of entry that has a meaning of its own.
 pub(crate) fn layers() -> io::Result<Vec<Vec<u8>>> {
     let plain = Layer::new()

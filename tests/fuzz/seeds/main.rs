@@ -18,6 +18,7 @@ fn main() -> io::Result<()> {
     };
     save(&dir, "protocol_frame", &protocol::frames())?;
     save(&dir, "image_manifest", &image::documents())?;
+    save(&dir, "registry_answer", &image::answers())?;
     save(&dir, "layer_tar", &image::layers()?)
 }
 

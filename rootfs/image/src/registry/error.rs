@@ -1,5 +1,6 @@
 //! Why a registry gave nothing.
 
+use std::io;
 use std::time::Duration;
 
 use reqwest::StatusCode;
@@ -14,6 +15,9 @@ pub enum RegistryError {
     /// The HTTP client cannot be made, as with a proxy variable that is no address.
     #[error("Failed to set up HTTP: is a proxy variable such as HTTPS_PROXY wrong?")]
     Client(#[source] reqwest::Error),
+    /// The system gives us nothing to wait with.
+    #[error("Failed to prepare for connections: are there too many open files?")]
+    Runtime(#[source] io::Error),
     /// A registry or a token server whose name makes no address.
     #[error("{0:?} is not an address of the web")]
     Address(String),

@@ -28,6 +28,8 @@ use crate::{Digest, Image, Platform, Progress, Reference, digest};
 
 /// Layers that are downloaded at the same time.
 const PARALLEL: usize = 4;
+/// Where a layout has its blobs.
+const BLOBS: &str = "blobs/sha256";
 /// Documents that are looked at before an image is found: an index in an index is rare.
 const INDEXES_MAX: usize = 8;
 /// The most that one index may list.
@@ -223,10 +225,11 @@ impl Store {
             .next()
             .expect("a source without images is an error");
         candidate.names = vec![reference.pinned()];
+        let blobs = layout.join(BLOBS);
         for _ in 0..ATTEMPTS {
-            let held = self.download(client, &candidate, progress).await?;
+            let held = self.download(client, &candidate, &blobs, progress).await?;
             for held in &held {
-                let blob = layout.join("blobs/sha256").join(held.digest.digest());
+                let blob = blobs.join(held.digest.digest());
                 match fs::hard_link(&held.path, &blob) {
                     Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
                         return Err(self.failed("link", &blob, err).into());
@@ -241,9 +244,10 @@ impl Store {
                 held.remove()
                     .map_err(|err| self.failed("remove", &held.path, err))?;
             }
+            // Layers that the store had may have been removed since they were not downloaded.
+            let lost = missing(&self.read_index()?, &candidate, &blobs);
             match loaded {
-                // Layers that the store had were removed meanwhile: they are missing now.
-                Err(LoadError::Contended) => {}
+                Err(_) if !lost.is_empty() => {}
                 other => return Ok(other?),
             }
         }
@@ -267,7 +271,7 @@ impl Store {
             }],
         });
         let write = || {
-            let blobs = layout.join("blobs/sha256");
+            let blobs = layout.join(BLOBS);
             DirBuilder::new()
                 .mode(0o700)
                 .recursive(true)
@@ -287,20 +291,21 @@ impl Store {
         Ok(layout)
     }
 
-    /// Downloads the layers of `candidate` that the store does not have.
+    /// Downloads the layers of `candidate` that neither the store nor the directory `blobs` has.
     async fn download(
         &self,
         client: &Client<'_>,
         candidate: &Candidate,
+        blobs: &Path,
         progress: &dyn Progress,
     ) -> Result<Vec<Held>, PullError> {
-        let wanted = missing(&self.read_index()?, candidate);
+        let wanted = missing(&self.read_index()?, candidate, blobs);
         let mut held = Vec::new();
         for (digest, _) in wanted.values() {
             held.push(self.hold_download(digest, progress).await?);
         }
         // Those that were waited for may be there now.
-        let wanted = missing(&self.read_index()?, candidate);
+        let wanted = missing(&self.read_index()?, candidate, blobs);
         held.retain(|held| wanted.contains_key(held.digest.digest()));
         let fetches = held.iter_mut().filter_map(|held| {
             let (_, size) = *wanted.get(held.digest.digest())?;
@@ -336,9 +341,9 @@ impl Store {
     }
 }
 
-/// Digests and sizes of the layers that the store does not have, by and in the order of their
-/// digits.
-fn missing(index: &Index, candidate: &Candidate) -> BTreeMap<String, (Digest, u64)> {
+/// Digests and sizes of the layers that neither the store nor the directory `blobs` has, by and in
+/// the order of their digits.
+fn missing(index: &Index, candidate: &Candidate, blobs: &Path) -> BTreeMap<String, (Digest, u64)> {
     let mut chain: Option<Digest> = None;
     let mut missing = BTreeMap::new();
     for (layer, diff_id) in candidate.layers.iter().zip(&candidate.config.diff_ids) {
@@ -346,9 +351,9 @@ fn missing(index: &Index, candidate: &Candidate) -> BTreeMap<String, (Digest, u6
         let Some((blob, size)) = &layer.expected else {
             continue;
         };
-        if index.layer_directory(diff_id, &chain_id).is_none()
-            || index.blob_of(diff_id, Some(blob)).is_none()
-        {
+        let is_known = index.layer_directory(diff_id, &chain_id).is_some()
+            && index.blob_of(diff_id, Some(blob)).is_some();
+        if !is_known && !blobs.join(blob.digest()).exists() {
             missing.insert(blob.digest().to_owned(), (blob.clone(), *size));
         }
         chain = Some(chain_id);

@@ -56,20 +56,19 @@ pub(crate) fn execute(args: &PullArgs) -> anyhow::Result<()> {
         ..PullOptions::default()
     };
     for name in &args.images {
-        let pulled = pull(&store, name, &options, !args.quiet)?;
+        let pulled = pull(&store, name, &options, Bars::new(!args.quiet))?;
         super::print(&said(name, &pulled, args.quiet))?;
     }
     Ok(())
 }
 
-/// Pulls one image, with bars if they are wanted.
+/// Pulls one image.
 pub(crate) fn pull(
     store: &Store,
     name: &Reference,
     options: &PullOptions,
-    bars_wanted: bool,
+    bars: Bars,
 ) -> anyhow::Result<Pulled> {
-    let bars = Bars::new(bars_wanted);
     bars.say(&format!("Pulling {name}"));
     let pulled = store.pull(name, options, &bars);
     bars.clear();

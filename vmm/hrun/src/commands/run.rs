@@ -13,7 +13,7 @@ use image::{FindError, Image, PullOptions, Store};
 
 pub(crate) use args::{RunArgs, TimelineFormat, cpus, memory};
 
-use super::pull::When;
+use super::{image::progress::Bars, pull::When};
 use crate::{
     agent::Control,
     container::{Containers, NewRecord, VmmIdentity},
@@ -234,7 +234,8 @@ fn find_image(
 
 fn pull_image(store: &Store, name: &str) -> anyhow::Result<Image> {
     let reference = name.parse()?;
-    let pulled = super::pull::pull(store, &reference, &PullOptions::default(), true)?;
+    let bars = Bars::before_a_run();
+    let pulled = super::pull::pull(store, &reference, &PullOptions::default(), bars)?;
     Ok(pulled.image)
 }
 

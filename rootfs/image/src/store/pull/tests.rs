@@ -269,6 +269,53 @@ fn several_pulls_at_once_download_each_layer_once() {
 }
 
 #[test]
+fn others_may_clear_up_in_the_middle_of_a_pull() {
+    let (layout, digest) = two_layers();
+    let bench = Bench::new();
+    let root = bench.dir.path().join("store");
+    let path = digest.to_string();
+    let registry = Registry::serve(&layout, move |request, reply| {
+        if request.path.ends_with(&path) {
+            // The next command clears leftovers, as a prune does downloads.
+            let store = Store::open(&root).unwrap();
+            assert_eq!(store.prune_downloads().unwrap(), 0);
+        }
+        reply
+    });
+    bench.pull(&registry).unwrap();
+}
+
+#[test]
+fn a_layer_that_is_removed_under_a_pull_is_downloaded_after_all() {
+    let (base, other) = (layer("a", 1), layer("other", 3));
+    let mut known = Layout::new();
+    known.image(&[&base, &other], Some("known:1"));
+    let (layout, digest) = two_layers();
+    let bench = Bench::new();
+    let source = bench.dir.path().join("known");
+    known.write_dir(&source);
+    bench.store().load(&source, &()).unwrap();
+
+    let root = bench.dir.path().join("store");
+    let path = digest.to_string();
+    let registry = Registry::serve(&layout, move |request, reply| {
+        if request.path.ends_with(&path) {
+            // It is there no more when the download ends; asked again it is gone already.
+            let _ = Store::open(&root).unwrap().remove("known:1");
+        }
+        reply
+    });
+    bench.pull(&registry).unwrap();
+    let requests = registry.take_blob_requests();
+    assert_eq!(
+        requests.len(),
+        3,
+        "configuration and both layers: {requests:?}"
+    );
+    assert!(bench.files("downloads").is_empty());
+}
+
+#[test]
 fn forgotten_downloads_are_removed() {
     let (layout, _) = two_layers();
     let registry = Registry::serve(&layout, honest);

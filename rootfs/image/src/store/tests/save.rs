@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::store::pull::PullError;
 use crate::store::save::SaveError;
 
 fn save(bench: &Bench, names: &[&str]) -> Result<Vec<u8>, SaveError> {
@@ -138,7 +139,13 @@ fn interrupted_downloads_are_counted_and_pruned_unless_somebody_is_at_them() {
         let path = store.downloads_path().join(digest.digest());
         fs::write(path, vec![0; size]).unwrap();
     }
-    let _held = crate::registry::run(store.hold_download(&held, &())).unwrap();
+    let hold = async {
+        store
+            .hold_download(&held, &())
+            .await
+            .map_err(PullError::from)
+    };
+    let _held = crate::registry::run(hold).unwrap();
     let usage = store.usage().unwrap();
     assert_eq!((usage.downloads, usage.download_bytes), (2, 15));
     assert_eq!(store.prune_downloads().unwrap(), 10);

@@ -17,6 +17,8 @@ const SHORT: usize = 12;
 pub(crate) struct Bars {
     all: MultiProgress,
     bars: Mutex<HashMap<String, ProgressBar>>,
+    /// Notes are for who sits at the terminal, if there is one.
+    notes_for_terminal: bool,
 }
 
 impl Bars {
@@ -31,6 +33,16 @@ impl Bars {
         Self {
             all: MultiProgress::with_draw_target(target),
             bars: Mutex::default(),
+            notes_for_terminal: false,
+        }
+    }
+
+    /// Bars before a container runs, whose standard error will be the same: whatever reads that
+    /// reads nothing of the pull.
+    pub(crate) fn before_a_run() -> Self {
+        Self {
+            notes_for_terminal: true,
+            ..Self::new(true)
         }
     }
 
@@ -91,6 +103,9 @@ impl Progress for Bars {
     }
 
     fn note(&self, message: &str) {
+        if self.notes_for_terminal && self.all.is_hidden() {
+            return;
+        }
         // The message may carry names from the archive.
         let line = format!("note: {}\n", table::printable(message));
         self.all.suspend(|| exit::print_error(&line));
