@@ -255,6 +255,11 @@ pub(crate) fn explain(error: &dyn Error) -> String {
 
 /// Microseconds since boot.
 pub(crate) fn monotonic_us() -> u64 {
+    monotonic_ns() / 1000
+}
+
+/// Nanoseconds since boot.
+pub(crate) fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec.cast_unsigned() * 1_000_000 + now.tv_nsec.cast_unsigned() / 1000
+    now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }

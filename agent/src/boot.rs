@@ -93,7 +93,7 @@ fn boot(started_us: u64) -> Result<(), BootError> {
         hello: hello(started_us).map_err(step("count the processors"))?,
     })?;
     sys::warm_up();
-    say_ready(&agent.hello())?;
+    say_ready(&agent)?;
     agent.serve()?;
     Ok(())
 }
@@ -120,10 +120,11 @@ fn hello(started_us: u64) -> rustix::io::Result<Hello> {
     })
 }
 
-fn say_ready(hello: &Hello) -> Result<(), BootError> {
-    let frame = agent_protocol::encode(hello)?;
+fn say_ready(agent: &Agent) -> Result<(), BootError> {
     let mut host = VsockStream::connect_with_cid_port(VMADDR_CID_HOST, READY_PORT)
         .map_err(step("connect to the host"))?;
+    // Not before: the host takes the time that it says for the time of its arrival.
+    let frame = agent_protocol::encode(&agent.hello())?;
     host.write_all(&frame)
         .map_err(step("tell the host that the agent is ready"))
 }

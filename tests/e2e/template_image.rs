@@ -1,6 +1,12 @@
 //! Templates for an image: their clones know the image's files, and nothing of each other.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    io::Write,
+    path::PathBuf,
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result, ensure};
 use tests::{Case, Outcome, Store, Test};
@@ -14,7 +20,10 @@ pub(crate) fn tests() -> Vec<Test> {
         a_command_that_writes_makes_no_template,
         an_image_template_is_made_on_demand_and_listed,
     ];
-    let debian = crate::tests![a_program_with_libraries_can_be_rehearsed];
+    let debian = crate::tests![
+        a_program_with_libraries_can_be_rehearsed,
+        the_wall_clock_is_right_however_a_vm_starts,
+    ];
     busybox
         .into_iter()
         .chain(debian.into_iter().map(|test| test.on(Store::Debian)))
@@ -91,7 +100,7 @@ fn an_image_that_is_another_now_is_found_out(case: &Case) -> Result<()> {
     let before = fs::metadata(&busybox)?.modified()?;
     let file = fs::File::options().append(true).open(&busybox)?;
     let touch = |time| file.set_modified(time);
-    touch(before - std::time::Duration::from_secs(1))?;
+    touch(before - Duration::from_secs(1))?;
     let (way, outcome) = run(case, &[], "echo hi")?;
     touch(before)?;
     ensure!(way == "template", "it went by {way}");
@@ -166,5 +175,63 @@ fn a_program_with_libraries_can_be_rehearsed(case: &Case) -> Result<()> {
         outcome.describe()
     );
     outcome.prints("42\n")?;
+    Ok(())
+}
+
+/// What the guest's wall clock is ahead of the host's, in seconds, and how far off that may be: of
+/// several answers to "what time is it", the one that took least.
+fn ahead(case: &Case, way: &str) -> Result<(f64, f64)> {
+    let now = || -> Result<f64> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        Ok(now.as_secs_f64())
+    };
+    let script = "import sys, time\nprint('ready', flush=True)\n\
+        for line in sys.stdin: print('time', time.time(), 'end', flush=True)";
+    let mut running = case
+        .run(["-i", "--start", way, "debian", "python3", "-c", script])
+        .stdin_open()
+        .spawn()?;
+    running.wait_for("ready")?;
+    let mut best = (f64::MAX, f64::MAX);
+    for count in 1..=10 {
+        let asked = now()?;
+        let stdin = running.stdin.as_mut().context("its input is open")?;
+        stdin.write_all(b"\n")?;
+        let answers = loop {
+            let printed = running.printed();
+            let answers: Vec<f64> = printed
+                .lines()
+                .filter_map(|line| {
+                    line.strip_prefix("time ")?
+                        .strip_suffix(" end")?
+                        .parse()
+                        .ok()
+                })
+                .collect();
+            if answers.len() == count || running.has_ended()? {
+                break answers;
+            }
+            thread::sleep(Duration::from_millis(1));
+        };
+        let answered = now()?;
+        let said = answers.last().context("the guest says no time")?;
+        let uncertain = (answered - asked) / 2.0;
+        if uncertain < best.1 {
+            best = (said - (asked + answered) / 2.0, uncertain);
+        }
+    }
+    running.wait()?.exits(0)?;
+    Ok(best)
+}
+
+fn the_wall_clock_is_right_however_a_vm_starts(case: &Case) -> Result<()> {
+    for way in ["boot", "template", "image"] {
+        let (ahead, uncertain) = ahead(case, way)?;
+        println!("{way}: the guest is {ahead:.3} s ahead, give or take {uncertain:.3}");
+        ensure!(
+            ahead.abs() <= 0.1 + uncertain,
+            "by {way} the guest is {ahead} s ahead, give or take {uncertain}"
+        );
+    }
     Ok(())
 }

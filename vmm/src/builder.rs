@@ -223,6 +223,8 @@ pub struct Built {
     pub host_kind: HostKind,
     /// Where a snapshot goes, if there is to be one.
     pub snapshot: Option<snapshot::Writer>,
+    /// See [`Loaded::clocks_set_ns`].
+    pub clocks_set_ns: Option<u64>,
 }
 
 impl Built {
@@ -306,6 +308,7 @@ pub fn build(
         vcpus,
         host_kind,
         bus,
+        clocks_set_ns,
     } = match (&config.origin, loaded) {
         (Origin::Boot(boot), None) => boot_machine(config, boot, timeline)?,
         (Origin::Restore(directory), None) => {
@@ -333,6 +336,7 @@ pub fn build(
         vm,
         host_kind,
         snapshot,
+        clocks_set_ns,
     })
 }
 
@@ -342,6 +346,7 @@ struct Machine {
     vcpus: Vec<Vcpu>,
     host_kind: HostKind,
     bus: VirtioMmioBus,
+    clocks_set_ns: Option<u64>,
 }
 
 /// A machine that boots.
@@ -394,6 +399,7 @@ fn boot_machine(
         vcpus,
         host_kind,
         bus,
+        clocks_set_ns: None,
     })
 }
 
@@ -426,6 +432,7 @@ fn restore_machine(
         vcpus: loaded.vcpus,
         host_kind: loaded.host_kind,
         bus,
+        clocks_set_ns: Some(loaded.clocks_set_ns),
     })
 }
 

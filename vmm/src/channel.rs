@@ -36,6 +36,9 @@ pub enum Event {
     Running {
         /// When each phase was reached, in microseconds since the process began.
         phases: Vec<Phase>,
+        /// The host's wall clock when the guest's clocks were set to where they stood in the
+        /// snapshot, in nanoseconds since the Unix epoch: they have run since. None for a boot.
+        clocks_set_ns: Option<u64>,
     },
     /// The VM is at its end, and the process will be in a moment.
     Ended {

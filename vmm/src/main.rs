@@ -210,6 +210,7 @@ fn run_vm(
     }
     channel.tell(&Event::Running {
         phases: timeline.phases(),
+        clocks_set_ns: running.built.clocks_set_ns,
     });
     let why = running.run(&listener, lifeline)?;
     running.built.vcpus.pause();

@@ -3,7 +3,10 @@
 //! [`Loaded`] has KVM's side of the VM, its memory and its vCPUs. It has no thread, no device and
 //! no share, so a pool can keep it until it is known what it is for.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2};
 
@@ -80,6 +83,9 @@ pub struct Loaded {
     pub host_kind: HostKind,
     /// What the devices are to be.
     pub devices: Vec<DeviceState>,
+    /// The host's wall clock when the guest's clocks were set, in nanoseconds since the Unix
+    /// epoch.
+    pub clocks_set_ns: u64,
     memory: u64,
 }
 
@@ -124,12 +130,13 @@ impl Loaded {
         for chip in &snapshot.irqchips {
             vm.fd.set_irqchip(chip).map_err(failed("KVM_SET_IRQCHIP"))?;
         }
-        // The guest's clock goes on from where it stood: no time has passed for it.
+        // The guest's clocks go on from where they stood: no time has passed for them.
         let clock = kvm_clock_data {
             clock: snapshot.clock.clock,
             ..kvm_clock_data::default()
         };
         vm.fd.set_clock(&clock).map_err(failed("KVM_SET_CLOCK"))?;
+        let clocks_set = SystemTime::now().duration_since(UNIX_EPOCH);
         timeline.reached("vCPUs restored");
         Ok(Self {
             directory: directory.into(),
@@ -137,6 +144,7 @@ impl Loaded {
             vcpus,
             host_kind: snapshot.host_kind,
             devices: snapshot.devices,
+            clocks_set_ns: clocks_set.map_or(0, nanoseconds),
             memory: snapshot.memory,
         })
     }
@@ -161,6 +169,10 @@ impl Loaded {
         }
         Ok(())
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn misfit(directory: &Path, problem: String) -> RestoreError {

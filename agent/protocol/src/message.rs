@@ -121,8 +121,11 @@ pub enum Action {
 /// What differs from one clone of a template to the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Personality {
-    /// Wall clock: nanoseconds since the Unix epoch.
+    /// The host's wall clock, in nanoseconds since the Unix epoch, at the moment in which...
     pub realtime_ns: u64,
+    /// ...the guest's monotonic clock showed this, in nanoseconds: however long the message takes,
+    /// the guest can tell what time it is.
+    pub monotonic_ns: u64,
     /// Entropy of the host for the guest kernel's random number generator.
     pub entropy: [u8; 32],
 }

@@ -72,9 +72,10 @@ fn personalize() {
     golden_action(
         Action::Personalize(Personality {
             realtime_ns: 1_700_000_000_000_000_000,
+            monotonic_ns: 2_000_000_000,
             entropy: [0xab; 32],
         }),
-        "2b00000001008080a8b1e39fe7cb17abababababababababababababababababababababababababababababababab",
+        "3000000001008080a8b1e39fe7cb1780a8d6b907abababababababababababababababababababababababababababababababab",
     );
 }
 

@@ -76,13 +76,15 @@ pub(super) fn system<E: Into<std::io::Error>>(
 impl Agent {
     pub(super) fn personalize(&mut self, personality: &Personality) -> Result<(), RequestError> {
         const SECOND: u64 = 1_000_000_000;
-        let ns = personality.realtime_ns;
+        sys::reseed(self.config.urandom.as_fd(), &personality.entropy)
+            .map_err(system("seed the random number generator"))?;
+        // Last, as it is the moment that counts.
+        let since = super::monotonic_ns().saturating_sub(personality.monotonic_ns);
+        let ns = personality.realtime_ns.saturating_add(since);
         let time = Timespec {
             tv_sec: (ns / SECOND).cast_signed(),
             tv_nsec: (ns % SECOND).cast_signed(),
         };
-        sys::reseed(self.config.urandom.as_fd(), &personality.entropy)
-            .map_err(system("seed the random number generator"))?;
         clock_settime(ClockId::Realtime, time).map_err(system("set the clock"))
     }
 

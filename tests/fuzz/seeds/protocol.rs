@@ -12,6 +12,7 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
     let actions = [
         Action::Personalize(Personality {
             realtime_ns: 1_700_000_000_000_000_000,
+            monotonic_ns: 2_000_000_000,
             entropy: [7; 32],
         }),
         Action::Create(Box::new(container())),

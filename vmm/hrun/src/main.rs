@@ -6,6 +6,7 @@
 mod agent;
 mod bench;
 mod cli;
+mod clock;
 mod commands;
 mod container;
 mod dirs;

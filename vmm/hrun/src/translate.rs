@@ -1,10 +1,7 @@
 //! From a container to a VM: the one place where what was asked for becomes a VM configuration
 //! and requests to the agent.
 
-use std::{
-    path::{Component, Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::{
     Action, Container, ContainerId, Mount, Personality, ProcessId, Source, Stdio,
@@ -19,6 +16,7 @@ use vmm::config::{
 };
 
 use crate::{
+    clock::Moment,
     container::WritableLayer,
     memory::guest_ram_for,
     parts::Parts,
@@ -187,22 +185,24 @@ pub(crate) fn random_cid() -> Result<u32, Errno> {
 
 /// What the agent has to do, in this order, until the container's process runs. Made right before
 /// it is sent: it carries the time.
-pub(crate) fn start_actions(ready: &Ready<'_>, stdio: Stdio) -> Result<Vec<Action>, Errno> {
+pub(crate) fn start_actions(
+    ready: &Ready<'_>,
+    stdio: Stdio,
+    moment: Moment,
+) -> Result<Vec<Action>, Errno> {
     Ok(vec![
-        Action::Personalize(personality()?),
+        Action::Personalize(personality(moment)?),
         Action::Create(Box::new(container(ready))),
         Action::Start(Box::new(process(ready, stdio))),
     ])
 }
 
-fn personality() -> Result<Personality, Errno> {
+fn personality(moment: Moment) -> Result<Personality, Errno> {
     let mut entropy = [0; 32];
     getrandom(&mut entropy, GetRandomFlags::empty())?;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
     Ok(Personality {
-        realtime_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
+        realtime_ns: moment.realtime_ns,
+        monotonic_ns: moment.monotonic_ns,
         entropy,
     })
 }
@@ -486,7 +486,7 @@ mod tests {
     fn the_clock_and_entropy_come_before_the_workload() {
         let fixture = fixture(vec![]);
         let stdio = Stdio::Pipes { stdin: false };
-        let actions = start_actions(&fixture.ready(), stdio).unwrap();
+        let actions = start_actions(&fixture.ready(), stdio, Moment::now(7)).unwrap();
         let [
             Action::Personalize(a),
             Action::Create(_),
@@ -496,7 +496,8 @@ mod tests {
             panic!("{actions:?}");
         };
         assert_ne!(a.entropy, [0; 32]);
-        assert_ne!(personality().unwrap().entropy, a.entropy);
+        assert_eq!(a.monotonic_ns, 7);
+        assert_ne!(personality(Moment::now(7)).unwrap().entropy, a.entropy);
         assert_eq!(start.args, ["sh"]);
     }
 }

@@ -145,7 +145,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
 
     let stdio = stdio(&options);
     let start = Start {
-        actions: translate::start_actions(&ready, stdio)
+        actions: translate::start_actions(&ready, stdio, sandbox.moment())
             .context("Failed to read random numbers for the guest")?,
         process: translate::PROCESS,
         stdio,

@@ -26,6 +26,7 @@ pub(crate) use boot::BootError;
 pub(crate) use process::{Ended, EventError, Handles, SpawnError, VmProcess};
 
 use crate::{
+    clock::Moment,
     dirs::Dirs,
     exit,
     parts::Parts,
@@ -51,6 +52,7 @@ pub(crate) struct Sandbox {
     process: VmProcess,
     control: PathBuf,
     vsock: PathBuf,
+    moment: Moment,
 }
 
 /// How a container comes to its VM.
@@ -213,7 +215,8 @@ impl Sandbox {
         announce(&process).map_err(ClaimError::Announce)?;
         let signals = Some(signals);
         let hello = boot::wait_ready(&listener, &mut process, signals, deadline, claim.timeout)?;
-        let sandbox = Self::new(process, config);
+        let moment = Moment::now(hello.ready_us * 1000);
+        let sandbox = Self::new(process, config, moment);
         sandbox.note_boot(&hello, claim.timeline, spawned_us);
         Ok(sandbox)
     }
@@ -242,7 +245,10 @@ impl Sandbox {
         let configured_us = claim.timeline.now_us();
         process.configure(&config).map_err(SpawnError::Configure)?;
         match process.next_event(Instant::now() + claim.timeout) {
-            Ok(channel::Event::Running { phases }) => {
+            Ok(channel::Event::Running {
+                phases,
+                clocks_set_ns,
+            }) => {
                 // It counts from its own start, long ago: what was before is not of this run.
                 let waited_us = phases
                     .iter()
@@ -252,7 +258,8 @@ impl Sandbox {
                     let at_us = configured_us + (phase.at_us - waited_us);
                     claim.timeline.mark_at(By::Vmm, &phase.name, at_us);
                 }
-                Ok(Ok(Self::new(process, &config)))
+                let moment = template.moment(clocks_set_ns);
+                Ok(Ok(Self::new(process, &config, moment)))
             }
             Ok(_) => Err(restore_error(template, EventError::Malformed)),
             Err(error) => Err(restore_error(template, error)),
@@ -368,9 +375,13 @@ impl Sandbox {
         claim.timeline.mark_at(By::Hrun, "VMM spawned", spawned_us);
         announce(&process).map_err(ClaimError::Announce)?;
         match process.next_event(Instant::now() + claim.timeout) {
-            Ok(channel::Event::Running { phases }) => {
+            Ok(channel::Event::Running {
+                phases,
+                clocks_set_ns,
+            }) => {
                 note_phases(&phases, claim.timeline, spawned_us);
-                Ok(Self::new(process, config))
+                let moment = template.moment(clocks_set_ns);
+                Ok(Self::new(process, config, moment))
             }
             Ok(channel::Event::Loaded | channel::Event::Ended { .. }) => {
                 Err(restore_error(template, EventError::Malformed).into())
@@ -382,12 +393,18 @@ impl Sandbox {
         }
     }
 
-    fn new(process: VmProcess, config: &VmConfig) -> Self {
+    fn new(process: VmProcess, config: &VmConfig, moment: Moment) -> Self {
         Self {
             process,
             control: config.control.clone(),
             vsock: vsock_of(config).into(),
+            moment,
         }
+    }
+
+    /// A moment of the guest's life.
+    pub(crate) fn moment(&self) -> Moment {
+        self.moment
     }
 
     /// Where the guest's ports are reached.

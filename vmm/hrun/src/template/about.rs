@@ -32,6 +32,8 @@ pub(crate) struct About {
     /// The image that its VMs have as their root file system, if they are for one.
     #[serde(default)]
     pub(crate) image: Option<ImageIdentity>,
+    /// What the guest's monotonic clock showed when it was saved, in nanoseconds.
+    pub(crate) monotonic_ns: u64,
     /// When it was made, in seconds since the Unix epoch.
     pub(crate) created: u64,
 }
@@ -106,6 +108,7 @@ impl About {
                 .into_owned(),
             parts,
             image: image.map(ImageIdentity::of).transpose()?,
+            monotonic_ns: 0,
             created: created.map_or(0, |since| since.as_secs()),
         })
     }
@@ -135,7 +138,7 @@ impl About {
         self.parts.iter().chain(layers).any(changed) || self.version != env!("CARGO_PKG_VERSION")
     }
 
-    pub(super) fn read(dir: &Path) -> io::Result<Self> {
+    pub(crate) fn read(dir: &Path) -> io::Result<Self> {
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
     }
 

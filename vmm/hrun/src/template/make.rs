@@ -12,6 +12,7 @@ use vmm::api::{Client, ClientError, Request};
 
 use super::{About, RehearsalError, Template, TemplateError, Templates, failed, remove_all};
 use crate::{
+    clock::Moment,
     parts::Parts,
     sandbox::{BootError, SpawnError, VmProcess, boot},
     signals::Signals,
@@ -105,7 +106,7 @@ pub(super) fn make(
     making: Making<'_>,
 ) -> Result<(), MakeError> {
     (making.begins)();
-    let about = About::new(template.class, parts, None)?;
+    let mut about = About::new(template.class, parts, None)?;
     // Both take what an earlier maker left behind along.
     let new = Scratch::new(templates.new_dir(template))?;
     let sockets = Scratch::new(templates.state.join(&template.key))?;
@@ -116,14 +117,15 @@ pub(super) fn make(
     let deadline = Instant::now() + making.timeout;
     let listener = boot::listen(&places.vsock)?;
     let mut process = VmProcess::spawn(&parts.vmm, &config)?;
-    boot::wait_ready(
+    let hello = boot::wait_ready(
         &listener,
         &mut process,
         making.signals,
         deadline,
         making.timeout,
     )?;
-    save(process, &places)?;
+    let moment = Moment::now(hello.ready_us * 1000);
+    about.monotonic_ns = save(process, &places, moment)?;
     place(templates, template, &about, &new.path)
 }
 
@@ -137,14 +139,20 @@ pub(super) fn places(sockets: &Scratch) -> Places {
     }
 }
 
-/// Saves a VM that is ready, and ends it.
-pub(super) fn save(process: VmProcess, places: &Places) -> Result<(), ClientError> {
+/// Saves a VM that is ready, and ends it. `moment` is one of its life; gives what its monotonic
+/// clock showed when it was saved, in nanoseconds.
+pub(super) fn save(
+    process: VmProcess,
+    places: &Places,
+    moment: Moment,
+) -> Result<u64, ClientError> {
     thread::sleep(SETTLING);
     let mut client = Client::connect(&places.control, SNAPSHOT_TIMEOUT)?;
     client.request(Request::Pause)?;
+    let saved_ns = moment.guest_now_ns();
     client.request(Request::Snapshot)?;
     drop(process);
-    Ok(())
+    Ok(saved_ns)
 }
 
 /// Puts a template that was made in `new` where it is found.

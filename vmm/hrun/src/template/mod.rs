@@ -31,7 +31,7 @@ pub(crate) use about::About;
 pub(crate) use make::{MakeError, Making};
 pub(crate) use warm::{Rehearsal, RehearsalError};
 
-use crate::{dirs::Dirs, options::size, parts::Parts};
+use crate::{clock::Moment, dirs::Dirs, options::size, parts::Parts};
 
 /// What a VM offers to its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,6 +81,20 @@ pub(crate) struct Template {
 }
 
 impl Template {
+    /// A moment in the life of a clone whose clocks were set at this time of the host's wall
+    /// clock, in nanoseconds since the Unix epoch; now if it is not known.
+    pub(crate) fn moment(&self, clocks_set_ns: Option<u64>) -> Moment {
+        // Without its description a template is none; then time is merely late.
+        let saved_ns = About::read(&self.dir).map_or(u64::MAX, |about| about.monotonic_ns);
+        match clocks_set_ns {
+            None => Moment::now(saved_ns),
+            Some(realtime_ns) => Moment {
+                realtime_ns,
+                monotonic_ns: saved_ns,
+            },
+        }
+    }
+
     /// Bytes that it takes on disk; holes take none.
     pub(crate) fn size(&self) -> u64 {
         let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     agent::{ConnectError, Control, ControlError, connect},
+    clock::Moment,
     container::{LayerError, WritableLayer},
     parts::Parts,
     poll,
@@ -132,7 +133,7 @@ pub(super) fn make(
     making: Making<'_>,
 ) -> Result<(), MakeError> {
     (making.begins)();
-    let about = About::new(template.class, parts, Some(rehearsal.image()))?;
+    let mut about = About::new(template.class, parts, Some(rehearsal.image()))?;
     let new = Scratch::new(templates.new_dir(template))?;
     let sockets = Scratch::new(templates.state.join(&template.key))?;
     // Beside the images, as the writable layers of containers are.
@@ -151,16 +152,17 @@ pub(super) fn make(
         writable: &writable,
         volumes: &[],
     };
-    let process = restore(&ready, base, parts, &places, &new.path)?;
+    let (process, moment) = restore(&ready, base, parts, &places, &new.path)?;
     let mut waiting = Waiting {
         process: &process,
         signals: making.signals,
         deadline: Instant::now() + making.timeout,
     };
     for _ in 0..REHEARSALS {
-        rehearse(&ready, &places, &mut waiting)?;
+        rehearse(&ready, &places, moment, &mut waiting)?;
     }
-    make::save(process, &places).map_err(RehearsalError::Save)?;
+    let saved = make::save(process, &places, moment);
+    about.monotonic_ns = saved.map_err(RehearsalError::Save)?;
     make::place(templates, template, &about, &new.path)
 }
 
@@ -171,7 +173,7 @@ fn restore(
     parts: &Parts,
     places: &Places,
     snapshot: &Path,
-) -> Result<VmProcess, MakeError> {
+) -> Result<(VmProcess, Moment), MakeError> {
     let cid = translate::random_cid().map_err(|error| RehearsalError::Random(error.into()))?;
     let origin = Origin::Restore(base.dir.clone());
     let mut config = translate::vm_config(ready, parts, origin, cid, places);
@@ -180,11 +182,13 @@ fn restore(
     config.shares[0].files.clear();
     let mut process = VmProcess::spawn(&parts.vmm, &config)?;
     match process.next_event(Instant::now() + make::SNAPSHOT_TIMEOUT) {
-        Ok(channel::Event::Running { .. }) => {}
-        Ok(_) => return Err(restore_error(base, EventError::Malformed).into()),
-        Err(error) => return Err(restore_error(base, error).into()),
+        Ok(channel::Event::Running { clocks_set_ns, .. }) => {
+            let moment = base.moment(clocks_set_ns);
+            Ok((process, moment))
+        }
+        Ok(_) => Err(restore_error(base, EventError::Malformed).into()),
+        Err(error) => Err(restore_error(base, error).into()),
     }
-    Ok(process)
 }
 
 fn restore_error(base: &Template, source: EventError) -> RehearsalError {
@@ -198,12 +202,13 @@ fn restore_error(base: &Template, source: EventError) -> RehearsalError {
 fn rehearse(
     ready: &Ready<'_>,
     places: &Places,
+    moment: Moment,
     waiting: &mut Waiting<'_>,
 ) -> Result<(), RehearsalError> {
     let prepare = || Action::Prepare {
         root: translate::ROOT_TAG.into(),
     };
-    let start = translate::start_actions(ready, Stdio::Pipes { stdin: false })
+    let start = translate::start_actions(ready, Stdio::Pipes { stdin: false }, moment)
         .map_err(|error| RehearsalError::Random(error.into()))?;
     for stream in [Stream::Stdout, Stream::Stderr] {
         let open = Open::Stream {
