@@ -12,7 +12,7 @@ use super::protocol::{ClassStatus, HeldBack, Refusal};
 
 /// A container that was just started shall have the machine for itself: this long after the last
 /// claim nothing is loaded...
-const QUIET: Duration = Duration::from_millis(250);
+const QUIET: Duration = Duration::from_millis(600);
 
 /// ...but a pool that is claimed from all the time must be filled up all the same.
 const MAX_POSTPONED: Duration = Duration::from_secs(2);
