@@ -3,9 +3,9 @@
 //! A file belongs to the process that has it locked; nothing that it holds is believed before it
 //! was hashed again. What nobody continued for a week is removed.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -90,14 +90,8 @@ impl Store {
             .recursive(true)
             .create(&directory)
             .map_err(|err| self.failed("create", &directory, err))?;
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(path)
-            .map_err(|err| self.failed("open", path, err))
+        // It is its own lock.
+        super::open_lock(path).map_err(|err| self.failed("open", path, err))
     }
 
     /// Removes what nobody has touched for longer than `age` and nobody has open; gives the bytes

@@ -138,7 +138,7 @@ impl About {
         self.parts.iter().chain(layers).any(changed) || self.version != env!("CARGO_PKG_VERSION")
     }
 
-    pub(crate) fn read(dir: &Path) -> io::Result<Self> {
+    pub(super) fn read(dir: &Path) -> io::Result<Self> {
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
     }
 
