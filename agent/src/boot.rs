@@ -89,6 +89,7 @@ fn boot(started_us: u64) -> Result<(), BootError> {
         staging: Path::new(STAGING).to_owned(),
         cgroup: open(CGROUP, OFlags::DIRECTORY).map_err(step("open the cgroups"))?,
         urandom: open("/dev/urandom", OFlags::RDWR).map_err(step("open /dev/urandom"))?,
+        vsock: Some(open("/dev/vsock", OFlags::RDONLY).map_err(step("open /dev/vsock"))?),
         mount_share: mount_virtiofs,
         hello: hello(started_us).map_err(step("count the processors"))?,
     })?;

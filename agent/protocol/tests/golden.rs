@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 2);
+    assert_eq!(VERSION, 3);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -174,6 +174,14 @@ fn signal_resize_shutdown() {
 #[test]
 fn events() {
     golden(&Event::Done { request: 300 }, "0300000000ac02");
+    golden(
+        &Event::Personalized {
+            request: 1,
+            cid: 300,
+            realtime_ns: 1_700_000_000_000_000_000,
+        },
+        "0d0000000301ac028080a8b1e39fe7cb17",
+    );
     let kinds = [
         (Failure::NotFound, "06000000010100026e6f"),
         (Failure::NotExecutable, "06000000010101026e6f"),

@@ -55,16 +55,14 @@ pub fn tree(path: &str) -> String {
 
 fn mount_directory(tag: &str, target: &Path) -> std::io::Result<()> {
     let tree = TREES.lock().unwrap().remove(tag);
-    Ok(match tree {
-        Some(tree) => move_mount(
-            tree,
-            "",
-            CWD,
-            target,
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )?,
+    match tree {
+        Some(tree) => {
+            let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(tree, "", CWD, target, whole)?;
+        }
         None => mount_bind_recursive(tag, target)?,
-    })
+    }
+    Ok(())
 }
 
 impl Guest {
@@ -96,6 +94,7 @@ impl Guest {
             staging,
             cgroup: open(&cgroup),
             urandom: open(Path::new("/dev/urandom")),
+            vsock: None,
             mount_share: mount_directory,
             hello: Hello {
                 version: VERSION,
