@@ -29,6 +29,7 @@ pub(crate) fn tests() -> Vec<Test> {
         killing_the_daemon_ends_the_vms_that_wait_and_no_others,
         a_vm_that_dies_while_it_waits_is_replaced,
         an_operator_drains_and_resizes,
+        what_is_asked_for_is_kept_from_then_on,
         many_starts_leave_the_daemon_as_it_was,
     ];
     without_vm
@@ -63,12 +64,17 @@ fn status(case: &Case) -> Result<Value> {
 
 /// A number of the class that `hrun run` asks for by default.
 fn count(case: &Case, name: &str) -> Result<u64> {
+    count_of(case, (1, 256), name)
+}
+
+/// A number of the class of so many CPUs and MiB of memory.
+fn count_of(case: &Case, (cpus, mib): (u64, u64), name: &str) -> Result<u64> {
     let status = status(case)?;
     status["classes"]
         .as_array()
         .into_iter()
         .flatten()
-        .find(|kept| kept["class"]["cpus"] == 1 && kept["class"]["memory"] == 256 << 20)
+        .find(|kept| kept["class"]["cpus"] == cpus && kept["class"]["memory"] == mib << 20)
         .and_then(|kept| kept[name].as_u64())
         .with_context(|| format!("no {name} in {status}"))
 }
@@ -87,10 +93,15 @@ fn end(daemon: Running) -> Result<()> {
     Ok(())
 }
 
-/// A container that takes its VM from the pool or fails.
+/// A container that takes its VM from this case's own pool or fails.
 fn from_pool(case: &Case, words: &[&str]) -> tests::Invocation {
+    with_pool(case, words).env("HRUN_START", "pool")
+}
+
+/// A container that takes its VM from this case's own pool if it has one.
+fn with_pool(case: &Case, words: &[&str]) -> tests::Invocation {
     case.run(words.iter().copied())
-        .env("HRUN_START", "pool")
+        .env("HRUN_START", "auto")
         .env("HRUN_POOL", "")
 }
 
@@ -309,6 +320,34 @@ fn an_operator_drains_and_resizes(case: &Case) -> Result<()> {
     case.no_processes()
 }
 
+fn what_is_asked_for_is_kept_from_then_on(case: &Case) -> Result<()> {
+    let daemon = serve(case, &["--size", "1"])?;
+    let large = ["--cpus", "2", "--memory", "1g"];
+    let run = |start: &str| {
+        let script = "nproc; awk '/MemTotal/ { print $2 }' /proc/meminfo";
+        case.run(["--timeline", "--start", start])
+            .args(large)
+            .args(["busybox", "sh", "-c", script])
+            .env("HRUN_POOL", "")
+            .run()?
+            .prints("2\n1048576\n")
+    };
+    let first = run("auto")?;
+    let learned =
+        "VM by template (made, as there was none; the pool keeps one of this class from now on)";
+    ensure!(first.stderr.contains(learned), "{}", first.describe());
+    eventually("one to be kept", Duration::from_secs(60), || {
+        (count_of(case, (2, 1024), "ready").ok()? == 1).then_some(())
+    })?;
+    let second = run("pool")?;
+    ensure!(
+        second.stderr.contains("VM by pool"),
+        "{}",
+        second.describe()
+    );
+    end(daemon)
+}
+
 fn many_starts_leave_the_daemon_as_it_was(case: &Case) -> Result<()> {
     let rounds = if crate::full() { 1000 } else { 20 };
     let daemon = serve(case, &["--size", "2"])?;
@@ -319,10 +358,10 @@ fn many_starts_leave_the_daemon_as_it_was(case: &Case) -> Result<()> {
         })?;
         Ok(fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count())
     };
-    from_pool(case, &["busybox", "true"]).run()?.exits(0)?;
+    with_pool(case, &["busybox", "true"]).run()?.exits(0)?;
     let before = files()?;
     for _ in 0..rounds {
-        from_pool(case, &["busybox", "true"]).run()?.exits(0)?;
+        with_pool(case, &["busybox", "true"]).run()?.exits(0)?;
     }
     let after = files()?;
     ensure!(after <= before, "{before} open files became {after}");

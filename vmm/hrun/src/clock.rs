@@ -21,6 +21,18 @@ impl Moment {
         }
     }
 
+    /// The guest's clock showed this when its template was saved, and its clocks were set at this
+    /// time of the host's wall clock; now if it is not known.
+    pub(crate) fn of_clone(saved_ns: u64, clocks_set_ns: Option<u64>) -> Self {
+        match clocks_set_ns {
+            None => Self::now(saved_ns),
+            Some(realtime_ns) => Self {
+                realtime_ns,
+                monotonic_ns: saved_ns,
+            },
+        }
+    }
+
     /// What the guest's clock shows now.
     pub(crate) fn guest_now_ns(self) -> u64 {
         let since = realtime_ns().saturating_sub(self.realtime_ns);

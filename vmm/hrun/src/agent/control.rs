@@ -222,7 +222,7 @@ mod tests {
             }
         };
         assert!(
-            matches!(error, ControlError::Decode(DecodeError::Version(3))),
+            matches!(error, ControlError::Decode(DecodeError::Version(4))),
             "{error}"
         );
         far.join().unwrap();

@@ -48,6 +48,9 @@ pub(crate) struct ServeArgs {
     /// Image that the VMs are to know; may be given several times. Without it they are for any
     #[arg(long = "image", value_name = "IMAGE")]
     images: Vec<String>,
+    /// Classes besides these of which one VM waits once they were asked for
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    learn: usize,
     /// Memory that waiting VMs may have to themselves together, such as 256m
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     memory_limit: Option<u64>,
@@ -114,6 +117,7 @@ fn serve(dirs: &Dirs, args: &ServeArgs) -> anyhow::Result<()> {
         classes: classes.collect(),
         size: args.size,
         memory_limit: args.memory_limit,
+        learn: args.learn,
     };
     Ok(pool::serve(
         dirs,
@@ -147,7 +151,11 @@ fn report(status: &Status) -> String {
             let template = kept.template.as_deref().unwrap_or("-");
             vec![
                 kept.class.to_string(),
-                kept.size.to_string(),
+                format!(
+                    "{}{}",
+                    kept.size,
+                    if kept.learned { " (learned)" } else { "" }
+                ),
                 kept.ready.to_string(),
                 kept.loading.to_string(),
                 kept.running.to_string(),
@@ -261,6 +269,7 @@ mod tests {
                 memory: 256 << 20,
             }),
             size,
+            learned: false,
             ready: size,
             loading: 0,
             running: 1,

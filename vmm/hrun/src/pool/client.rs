@@ -22,7 +22,7 @@ use rustix::{
 use super::{
     class::PoolClass,
     handover,
-    protocol::{Answer, MAX_ANSWER, Refusal, Request, Status, VM_FDS, line},
+    protocol::{Answer, CloneOf, MAX_ANSWER, Refusal, Request, Status, VM_FDS, line},
 };
 use crate::{
     dirs::Dirs,
@@ -40,6 +40,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Claimed {
     handles: Handles,
+    of: CloneOf,
 }
 
 /// No VM from the pool.
@@ -83,9 +84,9 @@ pub(crate) enum ClientError {
 }
 
 impl Claimed {
-    /// The VM's process, to be told what to be.
-    pub(crate) fn into_process(self) -> VmProcess {
-        VmProcess::adopt(self.handles)
+    /// The VM's process, to be told what to be, and what it is a clone of.
+    pub(crate) fn into_process(self) -> (VmProcess, CloneOf) {
+        (VmProcess::adopt(self.handles), self.of)
     }
 }
 
@@ -94,7 +95,7 @@ pub(crate) fn claim(dirs: &Dirs, class: PoolClass, key: &str) -> Result<Claimed,
     let mut connection = Connection::open(&dirs.pool, CLAIM_TIMEOUT)?;
     let key = key.to_owned();
     match connection.ask(&Request::Claim { class, key })? {
-        Answer::Vm { pid } => Ok(connection.take_vm(pid)?),
+        Answer::Vm { pid, of } => Ok(connection.take_vm(pid, of)?),
         Answer::None { reason } => Err(ClaimRefused::None(reason)),
         other => Err(unexpected(other).into()),
     }
@@ -204,7 +205,7 @@ impl Connection {
     }
 
     /// The VM whose descriptors have come.
-    fn take_vm(self, pid: i32) -> Result<Claimed, ClientError> {
+    fn take_vm(self, pid: i32, of: CloneOf) -> Result<Claimed, ClientError> {
         let fds: [OwnedFd; VM_FDS] = self.fds.try_into().map_err(|_| ClientError::Answer)?;
         let [pidfd, channel, lifeline] = fds;
         let pid = (pid > 0)
@@ -217,7 +218,7 @@ impl Connection {
             channel: channel.into(),
             lifeline,
         };
-        Ok(Claimed { handles })
+        Ok(Claimed { handles, of })
     }
 }
 

@@ -27,15 +27,12 @@ use tokio::{
 
 use super::{
     class::PoolClass,
-    loader::{Loader, Preloaded},
+    loader::{Loader, PooledVm, Preloaded},
     log, memory,
-    protocol::{Refusal, Status},
+    protocol::{CloneOf, Refusal, Status},
     stock::{Loaded, ResizeError, Step, Stock, VmId, Waiting},
 };
-use crate::{
-    poll,
-    sandbox::{Handles, VmProcess},
-};
+use crate::{poll, sandbox::Handles};
 
 /// Longest description of what went wrong that is kept for the status, in bytes.
 const MAX_TROUBLE: usize = 300;
@@ -43,7 +40,7 @@ const MAX_TROUBLE: usize = 300;
 /// The VMs of a daemon.
 #[derive(Debug)]
 pub(super) struct Keeper {
-    stock: RefCell<Stock<VmProcess>>,
+    stock: RefCell<Stock<PooledVm>>,
     /// Those that were handed out: still our children, though no longer ours.
     handed_out: RefCell<HashMap<VmId, PoolClass>>,
     loader: Arc<Loader>,
@@ -53,9 +50,9 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Keeps nothing until it is resized.
-    pub(super) fn new(loader: Loader, memory_limit: Option<u64>) -> Rc<Self> {
+    pub(super) fn new(loader: Loader, memory_limit: Option<u64>, learn: usize) -> Rc<Self> {
         Rc::new(Self {
-            stock: RefCell::new(Stock::new(memory_limit)),
+            stock: RefCell::new(Stock::new(memory_limit, learn)),
             handed_out: RefCell::default(),
             loader: Arc::new(loader),
             changed: Notify::new(),
@@ -64,7 +61,7 @@ impl Keeper {
     }
 
     /// Gives a VM away: it lives as long as somebody holds its lifeline.
-    pub(super) fn claim(&self, class: PoolClass, key: &str) -> Result<Handles, Refusal> {
+    pub(super) fn claim(&self, class: PoolClass, key: &str) -> Result<(Handles, CloneOf), Refusal> {
         let claimed = self
             .stock
             .borrow_mut()
@@ -73,9 +70,9 @@ impl Keeper {
         self.changed.notify_one();
         let Waiting { id, vm, .. } = claimed?;
         self.handed_out.borrow_mut().insert(id, class);
-        match vm.into_handles() {
+        match vm.process.into_handles() {
             // We are still its parent: `watch` takes note of its end.
-            Ok((handles, _child)) => Ok(handles),
+            Ok((handles, _child)) => Ok((handles, vm.of)),
             Err(error) => {
                 log(&format!("a VM cannot be handed out: {error}"));
                 Err(Refusal::Empty)
@@ -117,6 +114,8 @@ impl Keeper {
     /// Does what there is to do, one thing after the other, for ever.
     pub(super) async fn keep(self: Rc<Self>) {
         loop {
+            let surplus = self.stock.borrow_mut().take_surplus();
+            end(surplus).await;
             let step = self
                 .stock
                 .borrow_mut()
@@ -135,7 +134,7 @@ impl Keeper {
         let loader = Arc::clone(&self.loader);
         let loaded = blocking(move || loader.load(class)).await;
         let loaded = loaded.and_then(|loaded| {
-            let pidfd = loaded.process.as_fd().try_clone_to_owned()?;
+            let pidfd = loaded.vm.process.as_fd().try_clone_to_owned()?;
             // From here on its end is noticed.
             Ok((self.adopt(loaded), pidfd))
         });
@@ -153,12 +152,12 @@ impl Keeper {
         }
     }
 
-    fn adopt(&self, preloaded: Preloaded) -> Loaded<VmProcess> {
+    fn adopt(&self, preloaded: Preloaded) -> Loaded<PooledVm> {
         let id = self.last_id.get() + 1;
         self.last_id.set(id);
         Loaded {
             id,
-            vm: preloaded.process,
+            vm: preloaded.vm,
             memory: preloaded.memory,
             key: preloaded.key,
         }
@@ -235,13 +234,13 @@ fn watched(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::with_interest(pidfd, Interest::READABLE)
 }
 
-fn lives(vm: &VmProcess) -> bool {
-    let mut fds = [PollFd::new(vm, PollFlags::IN)];
+fn lives(vm: &PooledVm) -> bool {
+    let mut fds = [PollFd::new(&vm.process, PollFlags::IN)];
     matches!(poll::wait(&mut fds, Some(Instant::now())), Ok(false))
 }
 
 /// Ends VMs side by side: closing one takes 20 ms.
-async fn end(vms: Vec<VmProcess>) {
+async fn end(vms: Vec<PooledVm>) {
     let ends: Vec<_> = vms
         .into_iter()
         .map(|vm| task::spawn_blocking(|| drop(vm)))
@@ -261,8 +260,8 @@ fn reap(pidfd: &OwnedFd) {
     }
 }
 
-fn last_words(mut vm: VmProcess) -> io::Result<String> {
-    let ended = vm.wait(Some(Instant::now()))?;
+fn last_words(mut vm: PooledVm) -> io::Result<String> {
+    let ended = vm.process.wait(Some(Instant::now()))?;
     Ok(ended.map_or_else(|| "nobody knows why".into(), |ended| ended.to_string()))
 }
 

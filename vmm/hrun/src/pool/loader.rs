@@ -15,6 +15,7 @@ use vmm::exit::ExitReason;
 use super::{
     class::{ImageId, PoolClass},
     log, memory,
+    protocol::CloneOf,
 };
 use crate::{
     commands::image,
@@ -115,11 +116,18 @@ impl Stored {
 /// A VMM that has loaded a template and waits to be told what to be.
 #[derive(Debug)]
 pub(super) struct Preloaded {
-    pub(super) process: VmProcess,
+    pub(super) vm: PooledVm,
     /// Of the template.
     pub(super) key: String,
     /// What it has to itself, in bytes.
     pub(super) memory: u64,
+}
+
+/// A VM that can be handed out.
+#[derive(Debug)]
+pub(super) struct PooledVm {
+    pub(super) process: VmProcess,
+    pub(super) of: CloneOf,
 }
 
 /// Why there is none.
@@ -152,6 +160,8 @@ impl Loader {
     /// Starts a VMM that has loaded the template of this class.
     pub(super) fn load(&self, class: PoolClass) -> Result<Preloaded, LoadError> {
         let template = self.source.get_or_make(class)?;
+        // Before it is loaded: should it be replaced meanwhile, loading finds out.
+        let monotonic_ns = template.saved_ns();
         let mut process = VmProcess::preload(&self.vmm, &template.dir)?;
         if let Err(source) = process.wait_loaded(Instant::now() + LOAD_TIMEOUT) {
             // The VMM found out only now: the next try makes it anew.
@@ -166,8 +176,12 @@ impl Loader {
             });
         }
         let memory = memory::private_to(process.pid()).map_err(LoadError::Measure)?;
+        let of = CloneOf {
+            template: template.dir,
+            monotonic_ns,
+        };
         Ok(Preloaded {
-            process,
+            vm: PooledVm { process, of },
             key: template.key,
             memory,
         })
@@ -199,7 +213,7 @@ mod tests {
         assert_eq!(loaded.key, KEY);
         assert!(loaded.memory > 0);
         let soon = Instant::now() + Duration::from_millis(20);
-        assert_eq!(loaded.process.wait(Some(soon)).unwrap(), None);
+        assert_eq!(loaded.vm.process.wait(Some(soon)).unwrap(), None);
     }
 
     #[test]

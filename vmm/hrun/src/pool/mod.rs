@@ -60,6 +60,8 @@ pub(crate) struct PoolOptions {
     pub(crate) size: usize,
     /// What those that wait may have to themselves together, in bytes.
     pub(crate) memory_limit: Option<u64>,
+    /// Of how many further classes one VM is kept once they were asked for.
+    pub(crate) learn: usize,
 }
 
 /// Failure of a daemon to begin.
@@ -108,7 +110,7 @@ fn serve_until<F: Future<Output = ()>>(
         .max_blocking_threads(MAX_THREADS)
         .build()
         .map_err(ServeError::Runtime)?;
-    let keeper = Keeper::new(loader, options.memory_limit);
+    let keeper = Keeper::new(loader, options.memory_limit, options.learn);
     let served = LocalSet::new().block_on(&runtime, async {
         // Signals are caught before there is anything to be removed.
         let end = end().map_err(ServeError::Runtime)?;

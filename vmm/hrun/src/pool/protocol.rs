@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! {"request":"claim","class":{"cpus":1,"memory":268435456},"key":"5e..."}
-//! {"answer":"vm","pid":4711}                   with pidfd, channel and lifeline by SCM_RIGHTS
+//! {"answer":"vm","pid":4711,"template":"/...","monotonic_ns":5200000000}
+//!                              with pidfd, channel and lifeline by SCM_RIGHTS
 //! {"answer":"none","reason":"empty"}
 //! ```
 //!
 //! This module does no I/O.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,7 +43,11 @@ pub(super) enum Request {
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub(super) enum Answer {
     /// A VM, in its descriptors. The number of its process is for people.
-    Vm { pid: i32 },
+    Vm {
+        pid: i32,
+        #[serde(flatten)]
+        of: CloneOf,
+    },
     /// No VM.
     None { reason: Refusal },
     /// How things are.
@@ -53,12 +58,23 @@ pub(super) enum Answer {
     Failed { message: String },
 }
 
+/// What a VM is a clone of. The template that lies there by now may be a newer one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CloneOf {
+    /// Directory of the template, as the daemon knows it: its store need not be the claimer's.
+    pub(crate) template: PathBuf,
+    /// What the guest's monotonic clock showed when it was saved, in nanoseconds.
+    pub(crate) monotonic_ns: u64,
+}
+
 /// Why a claim gets no VM. The claimer restores one from the template itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Refusal {
     /// VMs of this class are not kept.
     NotKept,
+    /// One of this class is kept from now on.
+    Learned,
     /// Those that are kept are made from another template: another kernel, another VMM...
     OtherTemplate,
     /// All of them are taken, or not loaded yet.
@@ -69,6 +85,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotKept => "the pool keeps no VMs of this class",
+            Self::Learned => "the pool keeps one of this class from now on",
             Self::OtherTemplate => "the pool's VMs are made from another template",
             Self::Empty => "no VM of this class is ready in the pool",
         })
@@ -96,6 +113,8 @@ pub(crate) struct ClassStatus {
     pub(crate) class: PoolClass,
     /// How many are to wait. None: it is listed because somebody asked for it.
     pub(crate) size: usize,
+    /// Whether one is kept because it was asked for, until others are asked for more recently.
+    pub(crate) learned: bool,
     /// How many wait.
     pub(crate) ready: usize,
     /// How many are being loaded.
@@ -159,6 +178,7 @@ mod tests {
             classes: vec![ClassStatus {
                 class: CLASS,
                 size: 4,
+                learned: false,
                 ready: 1,
                 loading: 0,
                 running: 2,
@@ -201,10 +221,23 @@ mod tests {
     fn answers_look_like_this() {
         let reason = |reason| Answer::None { reason };
         for (answer, text) in [
-            (Answer::Vm { pid: 7 }, r#"{"answer":"vm","pid":7}"#),
+            (
+                Answer::Vm {
+                    pid: 7,
+                    of: CloneOf {
+                        template: "/t".into(),
+                        monotonic_ns: 5,
+                    },
+                },
+                r#"{"answer":"vm","pid":7,"template":"/t","monotonic_ns":5}"#,
+            ),
             (
                 reason(Refusal::NotKept),
                 r#"{"answer":"none","reason":"not_kept"}"#,
+            ),
+            (
+                reason(Refusal::Learned),
+                r#"{"answer":"none","reason":"learned"}"#,
             ),
             (
                 reason(Refusal::OtherTemplate),
@@ -219,7 +252,7 @@ mod tests {
                 concat!(
                     r#"{"answer":"status","pid":7,"waiting_memory":4096,"memory_limit":null,"#,
                     r#""held_back":"host_memory","classes":[{"class":{"cpus":1,"memory":268435456},"#,
-                    r#""size":4,"ready":1,"loading":0,"running":2,"claimed":3,"missed":5,"#,
+                    r#""size":4,"learned":false,"ready":1,"loading":0,"running":2,"claimed":3,"missed":5,"#,
                     r#""waiting_memory":4096,"template":"5e","trouble":null}]}"#
                 ),
             ),

@@ -15,7 +15,7 @@ use super::{
     handover,
     keeper::Keeper,
     log,
-    protocol::{Answer, MAX_REQUEST, Request, line},
+    protocol::{Answer, CloneOf, MAX_REQUEST, Request, line},
 };
 use crate::sandbox::Handles;
 
@@ -31,7 +31,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What an answer is made of.
 enum Reply {
     Line(Answer),
-    Vm(Handles),
+    Vm(Handles, CloneOf),
 }
 
 /// Answers for ever.
@@ -86,7 +86,7 @@ async fn read_line(stream: &mut BufReader<UnixStream>) -> io::Result<Option<Vec<
 async fn carry_out(request: Request, keeper: &Keeper) -> Reply {
     match request {
         Request::Claim { class, key } => match keeper.claim(class, &key) {
-            Ok(handles) => Reply::Vm(handles),
+            Ok((handles, of)) => Reply::Vm(handles, of),
             Err(reason) => Reply::Line(Answer::None { reason }),
         },
         Request::Status => Reply::Line(Answer::Status(keeper.status())),
@@ -108,9 +108,9 @@ fn failed(message: String) -> Reply {
 async fn answer(stream: &mut UnixStream, reply: Reply) -> io::Result<()> {
     match reply {
         Reply::Line(answer) => stream.write_all(&line(&answer)).await,
-        Reply::Vm(handles) => {
+        Reply::Vm(handles, of) => {
             let pid = handles.pid.as_raw_nonzero().get();
-            let text = line(&Answer::Vm { pid });
+            let text = line(&Answer::Vm { pid, of });
             let fds = [
                 handles.pidfd.as_fd(),
                 handles.channel.as_fd(),

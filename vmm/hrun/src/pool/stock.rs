@@ -87,6 +87,10 @@ pub(crate) enum ResizeError {
 pub(super) struct Stock<V> {
     classes: Vec<Kept<V>>,
     memory_limit: Option<u64>,
+    /// How many classes may be kept that nobody named, because they were asked for.
+    learn: usize,
+    /// Those that are kept no more, to be ended.
+    surplus: Vec<V>,
     last_claim: Option<Instant>,
     held_back: Option<HeldBack>,
     /// When to look again whether the host has memory.
@@ -98,6 +102,8 @@ pub(super) struct Stock<V> {
 struct Kept<V> {
     class: PoolClass,
     size: usize,
+    /// One is kept because it was asked for, last at this time.
+    learned: Option<Instant>,
     ready: VecDeque<Waiting<V>>,
     loading: bool,
     /// Of the template that those in `ready` are made from.
@@ -117,11 +123,14 @@ struct Kept<V> {
 }
 
 impl<V> Stock<V> {
-    /// Keeps nothing yet.
-    pub(super) fn new(memory_limit: Option<u64>) -> Self {
+    /// Keeps nothing yet. One VM each of as many as `learn` classes is kept once they were asked
+    /// for.
+    pub(super) fn new(memory_limit: Option<u64>, learn: usize) -> Self {
         Self {
             classes: Vec::new(),
             memory_limit,
+            learn,
+            surplus: Vec::new(),
             last_claim: None,
             held_back: None,
             host_memory_at: None,
@@ -140,10 +149,47 @@ impl<V> Stock<V> {
             return Err(Refusal::NotKept);
         };
         let claimed = kept.claim(key, now, lives);
-        if claimed.is_ok() {
-            self.last_claim = Some(now);
+        if let Some(asked) = &mut kept.learned {
+            *asked = now;
+        }
+        match claimed {
+            Ok(_) => self.last_claim = Some(now),
+            Err(Refusal::NotKept) if self.learn(class, now) => return Err(Refusal::Learned),
+            Err(_) => {}
         }
         claimed
+    }
+
+    /// Keeps one of a class that was asked for, instead of the one that was not asked for longest;
+    /// false if nothing is to be learned.
+    fn learn(&mut self, class: PoolClass, now: Instant) -> bool {
+        let learned = self.classes.iter().filter(|kept| kept.learned.is_some());
+        if learned.count() >= self.learn {
+            let learned = self
+                .classes
+                .iter_mut()
+                .filter(|kept| kept.learned.is_some());
+            let Some(oldest) = learned.min_by_key(|kept| kept.learned) else {
+                return false;
+            };
+            oldest.learned = None;
+            oldest.size = 0;
+            let surplus = oldest.ready.drain(..).map(|waiting| waiting.vm);
+            self.surplus.extend(surplus);
+            oldest.count_short(now);
+        }
+        let Some(kept) = self.find(class) else {
+            return false;
+        };
+        kept.learned = Some(now);
+        kept.size = 1;
+        kept.count_short(now);
+        true
+    }
+
+    /// Gives back those that are not to be kept any more because others were learned.
+    pub(super) fn take_surplus(&mut self) -> Vec<V> {
+        std::mem::take(&mut self.surplus)
     }
 
     /// What to do next; `host_is_short` tells whether the host has little memory left.
@@ -269,6 +315,7 @@ impl<V> Stock<V> {
         }
         let kept = self.entry(class).ok_or(ResizeError::Classes)?;
         kept.size = size;
+        kept.learned = None;
         // Somebody cares: what failed before may succeed now.
         kept.retry_at = None;
         kept.failures = 0;
@@ -278,10 +325,12 @@ impl<V> Stock<V> {
         Ok(surplus.into_iter().map(|waiting| waiting.vm).collect())
     }
 
-    /// Keeps nothing from now on. Gives back everything.
+    /// Keeps nothing from now on, and learns nothing. Gives back everything.
     pub(super) fn drain(&mut self) -> Vec<V> {
+        self.learn = 0;
         let drained = self.classes.iter_mut().flat_map(|kept| {
             kept.size = 0;
+            kept.learned = None;
             kept.short_since = None;
             kept.ready.drain(..)
         });
@@ -308,6 +357,7 @@ impl<V> Stock<V> {
             .map(|kept| ClassStatus {
                 class: kept.class,
                 size: kept.size,
+                learned: kept.learned.is_some(),
                 ready: kept.ready.len(),
                 loading: usize::from(kept.loading),
                 running: running(kept.class),
@@ -365,6 +415,7 @@ impl<V> Kept<V> {
         Self {
             class,
             size: 0,
+            learned: None,
             ready: VecDeque::new(),
             loading: false,
             key: None,

@@ -43,6 +43,7 @@ impl Daemon {
             classes: vec![CLASS],
             size,
             memory_limit,
+            learn: 0,
         };
         let (loader, own) = (fake.loader(), dirs.clone());
         let thread = thread::spawn(move || {
@@ -127,7 +128,7 @@ fn exists(pid: Pid) -> bool {
 fn a_claimed_vm_hangs_on_its_claimer_alone() {
     let mut daemon = Daemon::keeping(2);
     daemon.wait_ready(2);
-    let mut claimed = daemon.claim().unwrap().into_process();
+    let mut claimed = daemon.claim().unwrap().into_process().0;
     let pid = claimed.pid();
     assert!(daemon.fake.processes().contains(&pid));
     daemon.wait_ready(2);
@@ -153,7 +154,7 @@ fn a_claimed_vm_hangs_on_its_claimer_alone() {
 fn a_claimed_vm_that_ends_is_no_zombie_while_the_daemon_lives() {
     let daemon = Daemon::keeping(1);
     daemon.wait_ready(1);
-    let claimed = daemon.claim().unwrap().into_process();
+    let claimed = daemon.claim().unwrap().into_process().0;
     let pid = claimed.pid();
     drop(claimed);
     eventually("it is gone altogether", || (!exists(pid)).then_some(()));
@@ -206,7 +207,7 @@ fn a_new_kernel_is_noticed_by_the_first_who_wants_it() {
     let claim = |key| client::claim(&daemon.dirs, CLASS, key);
     assert_eq!(refusal(claim("new")), Refusal::OtherTemplate);
     let claimed = eventually("there are VMs of the new kernel", || claim("new").ok());
-    assert!(!old.contains(&claimed.into_process().pid()));
+    assert!(!old.contains(&claimed.into_process().0.pid()));
     assert_eq!(refusal(claim(KEY)), Refusal::OtherTemplate);
     eventually("the old ones are gone", || {
         old.iter().all(|pid| !exists(*pid)).then_some(())
@@ -244,7 +245,7 @@ fn an_operator_resizes_and_drains() {
     client::resize(&daemon.dirs, CLASS, 3).unwrap();
     daemon.wait_ready(3);
     assert_eq!(daemon.fake.processes().len(), 3);
-    let claimed = daemon.claim().unwrap().into_process();
+    let claimed = daemon.claim().unwrap().into_process().0;
     client::drain(&daemon.dirs).unwrap();
     eventually("only the claimed one is left", || {
         (daemon.fake.processes() == [claimed.pid()]).then_some(())

@@ -107,7 +107,7 @@ pub(crate) enum ClaimError {
     },
     /// The pool has no VM, and nothing else will do.
     #[error("Failed to take the container's VM from the pool")]
-    Pool(#[source] ClaimRefused),
+    Pool(#[source] NoPooledVm),
     /// There is no template, and none can be made.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -117,6 +117,20 @@ pub(crate) enum ClaimError {
     /// Somebody has to be told about its process first, and that failed.
     #[error("Failed to write down the VM's process")]
     Announce(#[source] anyhow::Error),
+}
+
+/// Why the container's VM does not come from the pool.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoPooledVm {
+    /// None was to be had.
+    #[error(transparent)]
+    Refused(#[from] ClaimRefused),
+    /// The one that was handed over did not take its configuration.
+    #[error("Failed to configure the pool's VM")]
+    Configure(#[source] io::Error),
+    /// The one that was handed over did not start.
+    #[error("Failed to start the pool's VM")]
+    Start(#[source] EventError),
 }
 
 /// A template is of no use.
@@ -186,7 +200,7 @@ impl Sandbox {
                     Err(refused) if claim.way == Way::Pool => {
                         return Err(ClaimError::Pool(refused));
                     }
-                    Err(refused) => refused.to_string(),
+                    Err(refused) => chain(&refused),
                 };
                 let why = Some(refused.as_str());
                 match Self::restore(&config, claim, signals, announce, &for_any(claim), why) {
@@ -230,41 +244,46 @@ impl Sandbox {
         class: PoolClass,
         template: &Template,
         announce: Announce<'_>,
-    ) -> Result<Result<Self, ClaimRefused>, ClaimError> {
-        let mut process = match client::claim(claim.dirs, class, &template.key) {
+    ) -> Result<Result<Self, NoPooledVm>, ClaimError> {
+        let (mut process, of) = match client::claim(claim.dirs, class, &template.key) {
             Ok(claimed) => claimed.into_process(),
-            Err(refused) => return Ok(Err(refused)),
+            Err(refused) => return Ok(Err(refused.into())),
+        };
+        claim.timeline.mark("VM claimed");
+        announce(&process).map_err(ClaimError::Announce)?;
+        let config = config(Origin::Restore(of.template));
+        let configured_us = claim.timeline.now_us();
+        let running = process
+            .configure(&config)
+            .map_err(NoPooledVm::Configure)
+            .and_then(|()| {
+                let event = process.next_event(Instant::now() + claim.timeout);
+                event.map_err(NoPooledVm::Start)
+            });
+        let (phases, clocks_set_ns) = match running {
+            Ok(channel::Event::Running {
+                phases,
+                clocks_set_ns,
+            }) => (phases, clocks_set_ns),
+            Ok(_) => return Ok(Err(NoPooledVm::Start(EventError::Malformed))),
+            Err(unusable) => return Ok(Err(unusable)),
         };
         let why = match class.image {
             None => "it had one ready",
             Some(_) => "it had one ready for the image",
         };
         claim.timeline.note_way("pool", why);
-        claim.timeline.mark("VM claimed");
-        announce(&process).map_err(ClaimError::Announce)?;
-        let config = config(Origin::Restore(template.dir.clone()));
-        let configured_us = claim.timeline.now_us();
-        process.configure(&config).map_err(SpawnError::Configure)?;
-        match process.next_event(Instant::now() + claim.timeout) {
-            Ok(channel::Event::Running {
-                phases,
-                clocks_set_ns,
-            }) => {
-                // It counts from its own start, long ago: what was before is not of this run.
-                let waited_us = phases
-                    .iter()
-                    .find(|phase| phase.name == "configured")
-                    .map_or(0, |phase| phase.at_us);
-                for phase in phases.iter().filter(|phase| phase.at_us >= waited_us) {
-                    let at_us = configured_us + (phase.at_us - waited_us);
-                    claim.timeline.mark_at(By::Vmm, &phase.name, at_us);
-                }
-                let moment = template.moment(clocks_set_ns);
-                Ok(Ok(Self::new(process, &config, moment)))
-            }
-            Ok(_) => Err(restore_error(template, EventError::Malformed)),
-            Err(error) => Err(restore_error(template, error)),
+        // It counts from its own start, long ago: what was before is not of this run.
+        let waited_us = phases
+            .iter()
+            .find(|phase| phase.name == "configured")
+            .map_or(0, |phase| phase.at_us);
+        for phase in phases.iter().filter(|phase| phase.at_us >= waited_us) {
+            let at_us = configured_us + (phase.at_us - waited_us);
+            claim.timeline.mark_at(By::Vmm, &phase.name, at_us);
         }
+        let moment = Moment::of_clone(of.monotonic_ns, clocks_set_ns);
+        Ok(Ok(Self::new(process, &config, moment)))
     }
 
     /// A clone of the template for the container's image, out of the pool or restored here, if

@@ -81,18 +81,16 @@ pub(crate) struct Template {
 }
 
 impl Template {
+    /// What the guest's monotonic clock showed when it was saved, in nanoseconds.
+    pub(crate) fn saved_ns(&self) -> u64 {
+        // Without its description a template is none; then time is merely late.
+        About::read(&self.dir).map_or(u64::MAX, |about| about.monotonic_ns)
+    }
+
     /// A moment in the life of a clone whose clocks were set at this time of the host's wall
     /// clock, in nanoseconds since the Unix epoch; now if it is not known.
     pub(crate) fn moment(&self, clocks_set_ns: Option<u64>) -> Moment {
-        // Without its description a template is none; then time is merely late.
-        let saved_ns = About::read(&self.dir).map_or(u64::MAX, |about| about.monotonic_ns);
-        match clocks_set_ns {
-            None => Moment::now(saved_ns),
-            Some(realtime_ns) => Moment {
-                realtime_ns,
-                monotonic_ns: saved_ns,
-            },
-        }
+        Moment::of_clone(self.saved_ns(), clocks_set_ns)
     }
 
     /// Bytes that it takes on disk; holes take none.

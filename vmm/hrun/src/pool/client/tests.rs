@@ -66,7 +66,7 @@ fn an_answer_that_is_none_is_an_error_and_nothing_worse() {
     for words in [
         &b"\n"[..],
         b"{\"answer\":\"done\"}\n",
-        b"{\"answer\":\"vm\",\"pid\":1}\n",
+        b"{\"answer\":\"vm\",\"pid\":1,\"template\":\"/t\",\"monotonic_ns\":1}\n",
         b"\xff\xff\n",
     ] {
         assert!(matches!(saying(words), ClientError::Answer), "{words:?}");
@@ -90,7 +90,11 @@ fn a_vm_with_a_bad_process_number_or_too_few_descriptors_is_refused() {
         let refused = claim_from(move |stream| {
             let (read, _write) = pipe().unwrap();
             let fds = [read.as_fd(), read.as_fd(), read.as_fd()];
-            handover::send(&stream, &line(&Answer::Vm { pid }), &fds).unwrap();
+            let of = CloneOf {
+                template: "/t".into(),
+                monotonic_ns: 1,
+            };
+            handover::send(&stream, &line(&Answer::Vm { pid, of }), &fds).unwrap();
         });
         assert!(matches!(refused, ClaimRefused::Client(ClientError::Answer)));
     }

@@ -24,7 +24,7 @@ struct Bench {
 impl Bench {
     fn new(memory_limit: Option<u64>) -> Self {
         Self {
-            stock: Stock::new(memory_limit),
+            stock: Stock::new(memory_limit, 0),
             now: Instant::now(),
             next_id: 0,
             host_is_short: false,
@@ -326,4 +326,40 @@ fn a_smaller_size_ends_the_surplus() {
     assert_eq!(bench.resize(SMALL, 1), [2, 3]);
     assert_eq!(bench.next(), Step::Wait);
     assert_eq!(bench.claim(SMALL, "key"), Ok(1));
+}
+
+#[test]
+fn what_is_asked_for_is_learned_and_what_is_not_any_more_is_forgotten() {
+    let mut bench = Bench::keeping(SMALL, 1);
+    bench.stock.learn = 1;
+    bench.fill();
+    assert_eq!(bench.claim(LARGE, "key"), Err(Refusal::Learned));
+    assert_eq!(bench.claim(LARGE, "key"), Err(Refusal::Empty));
+    assert_eq!(bench.fill(), 1);
+    assert!(bench.status(LARGE).learned);
+    let learned = bench.claim(LARGE, "key").unwrap();
+    bench.pass(QUIET);
+    assert_eq!(bench.fill(), 1);
+    // A third class takes the place of the second, not that of the first.
+    let third = PoolClass::any(Class {
+        cpus: 4,
+        memory: 1 << 30,
+    });
+    assert_eq!(bench.claim(third, "key"), Err(Refusal::Learned));
+    assert_eq!(bench.stock.take_surplus(), [learned + 1]);
+    assert_eq!(bench.fill(), 1);
+    let sizes = [SMALL, LARGE, third].map(|class| bench.status(class).size);
+    assert_eq!(sizes, [1, 0, 1]);
+}
+
+#[test]
+fn a_class_that_is_named_is_not_forgotten() {
+    let mut bench = Bench::new(None);
+    bench.stock.learn = 1;
+    assert_eq!(bench.claim(LARGE, "key"), Err(Refusal::Learned));
+    bench.resize(LARGE, 1);
+    assert_eq!(bench.claim(SMALL, "key"), Err(Refusal::Learned));
+    assert_eq!(bench.fill(), 2);
+    bench.stock.drain();
+    assert_eq!(bench.claim(SMALL, "key"), Err(Refusal::NotKept));
 }
