@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::{fs::PermissionsExt, net::UnixStream},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -30,6 +31,7 @@ pub(crate) fn tests() -> Vec<Test> {
         a_vm_that_dies_while_it_waits_is_replaced,
         an_operator_drains_and_resizes,
         what_is_asked_for_is_kept_from_then_on,
+        a_claimed_vm_is_in_the_claimers_cgroups,
         many_starts_leave_the_daemon_as_it_was,
     ];
     without_vm
@@ -345,6 +347,54 @@ fn what_is_asked_for_is_kept_from_then_on(case: &Case) -> Result<()> {
         "{}",
         second.describe()
     );
+    end(daemon)
+}
+
+/// A control group beside ours, removed in the end.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(case: &Case) -> Result<Self> {
+        let unified = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .map(PathBuf::from)
+            .into_iter()
+            .find(|path| path.join("cgroup.procs").exists())
+            .context("there are no control groups of version 2")?;
+        let name = case.store().display().to_string().replace('/', "-");
+        let group = unified.join(format!("hrun{name}"));
+        fs::create_dir(&group)?;
+        Ok(Self(group))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // Whoever was in it has ended by now.
+        let _ = eventually("the group to be empty", Duration::from_secs(10), || {
+            fs::remove_dir(&self.0).ok()
+        });
+    }
+}
+
+fn a_claimed_vm_is_in_the_claimers_cgroups(case: &Case) -> Result<()> {
+    let group = Group::new(case)?;
+    let daemon = serve(case, &["--size", "1"])?;
+    fs::write(group.0.join("cgroup.procs"), daemon.pid().to_string())?;
+    let groups = |pid: i32| fs::read_to_string(format!("/proc/{pid}/cgroup"));
+    let own = groups(i32::try_from(std::process::id())?)?;
+    // One that was loaded before the daemon was moved is of no use.
+    for size in ["0", "1"] {
+        case.hrun(["pool", "resize", "--class", CLASS, size])
+            .run()?
+            .exits(0)?;
+    }
+    wait_ready(case, 1)?;
+    let waiting = case.vmm()?;
+    ensure!(groups(waiting.pid)? != own, "it waits in our groups");
+    let running = from_pool(case, &["busybox", "sh", "-c", crate::PATIENT]).spawn()?;
+    running.wait_for("ready")?;
+    ensure!(groups(waiting.pid)? == own, "{}", groups(waiting.pid)?);
+    crate::end(running)?;
     end(daemon)
 }
 

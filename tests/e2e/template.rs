@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
         a_template_that_is_half_made_is_none,
         a_damaged_template_is_named_and_made_anew,
         templates_are_listed_verified_and_removed,
+        templates_may_be_on_a_tmpfs,
     ]
     .into()
 }
@@ -184,4 +185,24 @@ fn templates_are_listed_verified_and_removed(case: &Case) -> Result<()> {
         .is_refused_saying(&["No such template"])?;
     ensure!(!templates.join(&name).exists(), "{name} is still there");
     remove_templates(case)
+}
+
+fn templates_may_be_on_a_tmpfs(case: &Case) -> Result<()> {
+    let dir = tempfile::tempdir_in("/dev/shm").context("there is no tmpfs")?;
+    let templates = dir.path().join("templates");
+    let on_tmpfs = |invocation: tests::Invocation| {
+        let templates = templates.display().to_string();
+        invocation.env("HRUN_TEMPLATES", templates).run()?.exits(0)
+    };
+    on_tmpfs(case.hrun(["template", "create"]))?;
+    only(&templates)?;
+    let echo = ["--timeline", "--start", "template", "busybox", "echo", "hi"];
+    let outcome = on_tmpfs(case.run(echo))?.prints("hi\n")?;
+    ensure!(
+        outcome.stderr.contains("there is one"),
+        "{}",
+        outcome.describe()
+    );
+    on_tmpfs(case.hrun(["template", "verify"]))?;
+    Ok(())
 }

@@ -17,6 +17,9 @@ pub(crate) struct Dirs {
     pub(crate) state: PathBuf,
     /// `HRUN_STORE`: what stays.
     pub(crate) store: PathBuf,
+    /// `HRUN_TEMPLATES`: saved VMs, in the store by default. On a tmpfs they are gone after a reboot
+    /// and cost memory from the beginning, but no disk.
+    pub(crate) templates: PathBuf,
     /// `HRUN_POOL`: the socket of the pool's daemon, in the state directory by default.
     pub(crate) pool: PathBuf,
 }
@@ -39,10 +42,12 @@ impl Dirs {
             std::path::absolute(path).map_err(|source| DirsError { variable, source })
         };
         let state = place("HRUN_STATE", DEFAULT_STATE.into())?;
+        let store = place("HRUN_STORE", DEFAULT_STORE.into())?;
         Ok(Self {
-            store: place("HRUN_STORE", DEFAULT_STORE.into())?,
+            templates: place("HRUN_TEMPLATES", Self::templates_in(&store))?,
             pool: place("HRUN_POOL", Self::pool_in(&state))?,
             state,
+            store,
         })
     }
 
@@ -50,10 +55,16 @@ impl Dirs {
     #[cfg(test)]
     pub(crate) fn new(state: PathBuf, store: PathBuf) -> Self {
         Self {
+            templates: Self::templates_in(&store),
             pool: Self::pool_in(&state),
             state,
             store,
         }
+    }
+
+    /// Where templates are if nothing else is said.
+    fn templates_in(store: &Path) -> PathBuf {
+        store.join("templates")
     }
 
     /// Where a pool's daemon listens if nothing else is said.

@@ -5,6 +5,7 @@
 
 mod agent;
 mod bench;
+mod cgroup;
 mod cli;
 mod clock;
 mod commands;

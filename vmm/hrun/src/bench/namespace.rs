@@ -5,8 +5,6 @@ use std::{env, fs, io, os::unix::process::CommandExt, process::Command};
 
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::cgroup;
-
 /// Says to the second hrun that it is the second.
 pub(crate) const INSIDE: &str = "HRUN_BENCH_INSIDE";
 
@@ -31,7 +29,7 @@ pub(crate) fn enter() -> io::Result<()> {
 /// runc does.
 pub(super) fn simplify_cgroups() -> Option<String> {
     env::var_os(INSIDE)?;
-    let mounts = cgroup::mounts(&fs::read_to_string("/proc/self/mountinfo").ok()?);
+    let mounts = crate::cgroup::mounts(&fs::read_to_string("/proc/self/mountinfo").ok()?);
     let hybrid = mounts.iter().any(|mount| !mount.version2);
     let unified = mounts.iter().find(|mount| mount.version2)?;
     let controllers = fs::read_to_string(unified.at.join("cgroup.controllers")).ok()?;

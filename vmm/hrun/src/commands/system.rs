@@ -109,7 +109,7 @@ fn report(dirs: &Dirs) -> anyhow::Result<Report> {
         size,
         reclaimable: 0,
     };
-    let (count, size) = on_disk(&dirs.store.join("templates"))?;
+    let (count, size) = on_disk(&dirs.templates)?;
     let templates = Row {
         kind: "templates",
         count,

@@ -9,6 +9,7 @@ mod process;
 use std::{
     io,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,7 @@ pub(crate) use boot::BootError;
 pub(crate) use process::{Ended, EventError, Handles, SpawnError, VmProcess};
 
 use crate::{
+    cgroup,
     clock::Moment,
     dirs::Dirs,
     exit,
@@ -114,6 +116,9 @@ pub(crate) enum ClaimError {
     /// There is no random number for its address.
     #[error("Failed to read random numbers for the VM's address")]
     Random(#[source] io::Error),
+    /// It cannot be moved into our control groups.
+    #[error("Failed to start a thread that moves the pool's VM into our cgroups")]
+    Adopt(#[source] io::Error),
     /// Somebody has to be told about its process first, and that failed.
     #[error("Failed to write down the VM's process")]
     Announce(#[source] anyhow::Error),
@@ -268,6 +273,15 @@ impl Sandbox {
             Ok(_) => return Ok(Err(NoPooledVm::Start(EventError::Malformed))),
             Err(unusable) => return Ok(Err(unusable)),
         };
+        // While the guest starts: the kernel may take milliseconds for it.
+        let pid = process.pid();
+        let adoption = move || {
+            if let Err(error) = cgroup::adopt(pid) {
+                exit::print_error(&format!("hrun: {}\n", chain(&error)));
+            }
+        };
+        let adopting = thread::Builder::new().name("cgroup".into()).spawn(adoption);
+        adopting.map_err(ClaimError::Adopt)?;
         let why = match class.image {
             None => "it had one ready",
             Some(_) => "it had one ready for the image",

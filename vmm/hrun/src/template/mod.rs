@@ -153,7 +153,7 @@ impl Templates {
     /// Opens the store, making its directories if they are missing.
     pub(crate) fn open(dirs: &Dirs) -> Result<Self, TemplateError> {
         let templates = Self {
-            store: dirs.store.join("templates"),
+            store: dirs.templates.clone(),
             state: dirs.state.join("templates"),
         };
         for path in [&templates.store, &templates.state] {
