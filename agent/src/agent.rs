@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use agent_protocol::{ContainerId, Event, Hello, ProcessId, Stream};
+use agent_protocol::{Capabilities, ContainerId, Event, Hello, ProcessId, Stream};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
 use rustix::time::{ClockId, Timespec, clock_gettime};
@@ -158,7 +158,7 @@ impl Agent {
             shutdown: None,
         };
         let sandbox = agent
-            .make_sandbox(None)
+            .make_sandbox(None, Capabilities::DEFAULT.bounding)
             .map_err(|error| AgentError::Sandbox(Box::new(error)))?;
         agent.sandbox = Some(sandbox);
         Ok(agent)

@@ -26,6 +26,7 @@ use rustix::mount::{
 use rustix::process;
 
 use crate::cgroup::Cgroup;
+use crate::confine;
 use crate::paths::{self, Missing};
 use crate::sys::{self, Stack, Twin};
 
@@ -45,7 +46,7 @@ pub(crate) enum ContainerError {
 }
 
 /// Puts a failure into words.
-fn failed<E: Into<io::Error>>(
+pub(crate) fn failed<E: Into<io::Error>>(
     action: &'static str,
     what: impl Into<String>,
 ) -> impl FnOnce(E) -> ContainerError {
@@ -110,16 +111,20 @@ pub(crate) struct Sandbox {
     twin: Twin,
     cgroup: Cgroup,
     devices: Devices,
+    /// The capabilities that its processes can have.
+    bounding: u64,
     namespaces: Vec<OwnedFd>,
 }
 
-/// What the agent keeps of the container's `/dev`.
+/// What the agent keeps of the container's `/dev` and `/proc`.
 #[derive(Debug)]
 pub(crate) struct Devices {
     /// `/dev/null`
     pub(crate) null: OwnedFd,
     /// `/dev/pts`
     pub(crate) pts: OwnedFd,
+    /// `/proc`
+    pub(crate) proc: OwnedFd,
 }
 
 /// Directories below the staging directory: the container's root, and what is moved into it.
@@ -146,24 +151,21 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// Docker's default capabilities (capability.h of the kernel): CHOWN, DAC_OVERRIDE, FOWNER,
-/// FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD,
-/// AUDIT_WRITE, SETFCAP.
-const CAPABILITIES: [u32; 14] = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31];
-
 /// Makes of a twin what every process of a container is from the beginning: the head of a session
-/// of its own, without the agent's scheduling policy and without more rights than it should have.
-pub(crate) fn settle() -> io::Result<()> {
+/// of its own, without the agent's scheduling policy and without more rights than it can have.
+pub(crate) fn settle(bounding: u64) -> io::Result<()> {
     sys::set_scheduler(libc::SCHED_OTHER)?;
     process::setsid()?;
-    bound_capabilities()
+    bound_capabilities(u64::MAX, bounding)
 }
 
-/// Takes away what a container's root may not do. It is the bounding set alone that decides what
-/// programs get; the caller itself keeps its rights until it executes one.
-fn bound_capabilities() -> io::Result<()> {
-    for capability in 0..64 {
-        if !CAPABILITIES.contains(&capability) && !sys::drop_bounding_capability(capability)? {
+/// Takes away what a container's root may not do, of what it may now. It is the bounding set alone
+/// that decides what programs of root get; the caller itself keeps its rights until it executes
+/// one.
+pub(crate) fn bound_capabilities(now: u64, bounding: u64) -> io::Result<()> {
+    let taken = now & !bounding;
+    for capability in (0..64).filter(|capability| taken & (1 << capability) != 0) {
+        if !sys::drop_bounding_capability(capability)? {
             break;
         }
     }
@@ -172,13 +174,14 @@ fn bound_capabilities() -> io::Result<()> {
 
 impl Sandbox {
     /// Prepares a sandbox in a new cgroup of this name below `cgroups`; its mounts are staged in a
-    /// mount namespace of its own, in the share `root` if that is known. It runs on `stack`, if
-    /// there is one to spare.
+    /// mount namespace of its own, in the share `root` if that is known. Its processes can have the
+    /// capabilities `bounding`. It runs on `stack`, if there is one to spare.
     pub(crate) fn prepare(
         place: Place<'_>,
         cgroups: &Rc<OwnedFd>,
         name: String,
         root: Option<String>,
+        bounding: u64,
         stack: Option<Stack>,
     ) -> Result<Self> {
         let cgroup =
@@ -192,7 +195,7 @@ impl Sandbox {
             .map_err(failed("make", "the container's namespaces"))?;
         let devices = twin
             .run(|| {
-                let devices = stage(place.staging)?;
+                let devices = stage(place.staging, bounding)?;
                 if let Some(tag) = &root {
                     let root = place.mount_root(tag)?;
                     place.move_in(root.as_fd())?;
@@ -207,12 +210,14 @@ impl Sandbox {
             twin,
             cgroup,
             devices,
+            bounding,
         })
     }
 
     /// Whether it can become this container.
     pub(crate) fn fits(&self, spec: &agent_protocol::Container) -> bool {
-        self.root.is_none() || self.has_root(&spec.root)
+        spec.capabilities & !self.bounding == 0
+            && (self.root.is_none() || self.has_root(&spec.root))
     }
 
     /// Whether this is what was mounted already.
@@ -262,7 +267,7 @@ fn namespaces_of(twin: &Twin) -> Vec<OwnedFd> {
 }
 
 /// Runs in the sandbox: makes its usual mounts and drops what it will not need.
-fn stage(staging: &Path) -> Result<Devices> {
+fn stage(staging: &Path, bounding: u64) -> Result<Devices> {
     let nosuid = MountFlags::NOSUID;
     let inert = nosuid | MountFlags::NOEXEC | MountFlags::NODEV;
     let at = |name: &str| staging.join(name);
@@ -324,7 +329,7 @@ fn stage(staging: &Path) -> Result<Devices> {
     mount("tmpfs", "dev/shm", inert, Some(c"mode=1777,size=64m"))?;
     mount("mqueue", "dev/mqueue", inert, None)?;
 
-    settle().map_err(failed("settle", "the container's first process"))?;
+    settle(bounding).map_err(failed("settle", "the container's first process"))?;
     process::umask(Mode::from_raw_mode(0o022));
     let open = |name: &str, flags| {
         fs::open(at(name), flags | OFlags::CLOEXEC, Mode::empty())
@@ -333,6 +338,7 @@ fn stage(staging: &Path) -> Result<Devices> {
     Ok(Devices {
         null: open("dev/null", OFlags::RDWR)?,
         pts: open("dev/pts", OFlags::PATH | OFlags::DIRECTORY)?,
+        proc: open("proc", OFlags::PATH | OFlags::DIRECTORY)?,
     })
 }
 
@@ -366,6 +372,8 @@ pub(crate) struct Container {
     pub(crate) init: Init,
     pub(crate) cgroup: Cgroup,
     pub(crate) devices: Devices,
+    /// The capabilities that its processes can have.
+    pub(crate) bounding: u64,
     /// Its root directory, as a mere place.
     pub(crate) root: OwnedFd,
     /// Namespaces that take long to dissolve: as long as these are open, the end of the first
@@ -389,6 +397,7 @@ impl Container {
             root: _,
             cgroup,
             devices,
+            bounding,
             namespaces,
             mut twin,
         } = sandbox;
@@ -397,6 +406,7 @@ impl Container {
                 Assembly {
                     place,
                     prepared,
+                    devices: &devices,
                     shares: Vec::new(),
                 }
                 .assemble(spec)
@@ -406,6 +416,7 @@ impl Container {
             init: Init::Waiting(twin),
             cgroup,
             devices,
+            bounding,
             root,
             _namespaces: namespaces,
         })
@@ -417,6 +428,7 @@ struct Assembly<'a> {
     place: Place<'a>,
     /// Whether the root was prepared with the sandbox, and changed to: the staging directory is gone.
     prepared: bool,
+    devices: &'a Devices,
     /// The shares that are mounted already, by tag. The root's is not among them: mounts in it would be in the way.
     shares: Vec<(String, OwnedFd)>,
 }
@@ -441,6 +453,11 @@ impl Assembly<'_> {
         self.unstage_shares()?;
         rustix::system::sethostname(spec.hostname.as_bytes())
             .map_err(failed("set the host name", &spec.hostname))?;
+        if !spec.domainname.is_empty() {
+            rustix::system::setdomainname(spec.domainname.as_bytes())
+                .map_err(failed("set the domain name", &spec.domainname))?;
+        }
+        confine::apply(root.as_fd(), self.devices, spec)?;
         if spec.read_only || spec.root.read_only {
             sys::mount_read_only(root.as_fd(), c"", false)
                 .map_err(failed("make read-only", "the root file system"))?;
@@ -573,7 +590,12 @@ fn change_root(root: BorrowedFd<'_>) -> Result<()> {
 }
 
 /// Attaches a mount to a place in the container; `from_path` is empty for the mount `from` itself.
-fn attach(from: BorrowedFd<'_>, from_path: &Path, to: BorrowedFd<'_>, target: &str) -> Result<()> {
+pub(crate) fn attach(
+    from: BorrowedFd<'_>,
+    from_path: &Path,
+    to: BorrowedFd<'_>,
+    target: &str,
+) -> Result<()> {
     let mut flags = MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     if from_path.as_os_str().is_empty() {
         flags |= MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -586,7 +608,7 @@ fn open_place(path: &Path) -> Result<OwnedFd> {
     fs::open(path, flags, Mode::empty()).map_err(failed("open", path.display().to_string()))
 }
 
-fn is_dir(place: BorrowedFd<'_>) -> Result<bool> {
+pub(crate) fn is_dir(place: BorrowedFd<'_>) -> Result<bool> {
     let stat = fs::fstat(place).map_err(failed("inspect", "a mount's source"))?;
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }

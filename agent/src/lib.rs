@@ -9,6 +9,7 @@
 mod agent;
 mod boot;
 mod cgroup;
+mod confine;
 mod connection;
 mod container;
 mod log;

@@ -9,7 +9,7 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use agent_protocol::{Failure, Stdio, Stream, WindowSize};
+use agent_protocol::{Capabilities, Failure, Stdio, Stream, WindowSize};
 use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount;
@@ -48,6 +48,8 @@ pub(crate) enum StartError {
     },
     #[error("Failed to change to the working directory {cwd:?}")]
     Cwd { cwd: String, source: io::Error },
+    #[error("The process is to have capabilities that its container does not have")]
+    Capabilities,
     #[error("The container has ended")]
     ContainerGone,
 }
@@ -66,6 +68,7 @@ impl StartError {
             | Self::NoProgram
             | Self::User(_)
             | Self::Cwd { .. }
+            | Self::Capabilities
             | Self::ContainerGone => Failure::Invalid,
         }
     }
@@ -110,6 +113,9 @@ pub(crate) struct Launch {
     gid: Gid,
     groups: Vec<Gid>,
     rlimits: Vec<agent_protocol::Rlimit>,
+    rights: Rights,
+    umask: Option<Mode>,
+    oom_score_adj: Option<String>,
 }
 
 struct ContainerDatabase<'a>(BorrowedFd<'a>);
@@ -176,6 +182,9 @@ impl Launch {
             gid: Gid::from_raw(gid),
             groups: groups.into_iter().map(Gid::from_raw).collect(),
             rlimits: spec.rlimits.clone(),
+            rights: Rights::new(spec),
+            umask: spec.umask.map(|umask| Mode::from_raw_mode(umask & 0o777)),
+            oom_score_adj: spec.oom_score_adj.map(|score| score.to_string()),
         })
     }
 
@@ -185,14 +194,39 @@ impl Launch {
     }
 
     /// Becomes the process; runs in the twin. Returns only on failure.
-    fn execute(&self, stdio: [BorrowedFd<'_>; 3], terminal: bool) -> Refused {
-        match self.settle(stdio, terminal) {
+    fn execute(
+        &self,
+        stdio: [BorrowedFd<'_>; 3],
+        terminal: bool,
+        bounding: u64,
+        proc: BorrowedFd<'_>,
+    ) -> Refused {
+        let settled = self
+            .adjust_oom_score(proc)
+            .and_then(|()| self.settle(stdio, terminal, bounding));
+        match settled {
             Err(refused) => refused,
             Ok(()) => self.execute_candidates(),
         }
     }
 
-    fn settle(&self, stdio: [BorrowedFd<'_>; 3], terminal: bool) -> Result<(), Refused> {
+    fn adjust_oom_score(&self, proc: BorrowedFd<'_>) -> Result<(), Refused> {
+        let Some(score) = &self.oom_score_adj else {
+            return Ok(());
+        };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        fs::openat(proc, c"self/oom_score_adj", flags, Mode::empty())
+            .and_then(|file| rustix::io::write(file, score.as_bytes()))
+            .map(drop)
+            .map_err(refused("set the OOM score"))
+    }
+
+    fn settle(
+        &self,
+        stdio: [BorrowedFd<'_>; 3],
+        terminal: bool,
+        bounding: u64,
+    ) -> Result<(), Refused> {
         sys::unshare_files().map_err(refused("unshare descriptors"))?;
         for (to, from) in (0..).zip(stdio) {
             sys::replace_descriptor(from, to).map_err(refused("connect standard streams"))?;
@@ -209,6 +243,8 @@ impl Launch {
         }
         // Root may enter what the user may not, and the other way round on some file systems.
         let entered = self.enter_cwd();
+        let is_root = self.uid == Uid::ROOT;
+        self.rights.limit(bounding, is_root)?;
         if self.groups != [Gid::ROOT] {
             thread::set_thread_groups(&self.groups).map_err(refused("set the groups"))?;
         }
@@ -221,10 +257,14 @@ impl Launch {
                 .map_err(refused("set the user"))?;
         }
         match entered {
-            Ok(()) => Ok(()),
-            Err(Errno::ACCESS) => process::chdir(&self.cwd).map_err(Refused::Cwd),
-            Err(error) => Err(Refused::Cwd(error)),
+            Ok(()) => {}
+            Err(Errno::ACCESS) => process::chdir(&self.cwd).map_err(Refused::Cwd)?,
+            Err(error) => return Err(Refused::Cwd(error)),
         }
+        if let Some(umask) = self.umask {
+            process::umask(umask);
+        }
+        self.rights.take()
     }
 
     fn enter_cwd(&self) -> rustix::io::Result<()> {
@@ -283,6 +323,64 @@ impl Launch {
             Refused::NotFound if self.looked_up => StartError::NotInPath(program),
             Refused::NotFound => StartError::NotFound(program),
         }
+    }
+}
+
+/// What a process may do.
+#[derive(Debug)]
+struct Rights {
+    capabilities: Capabilities,
+    no_new_privileges: bool,
+    seccomp: Vec<Vec<libc::sock_filter>>,
+}
+
+impl Rights {
+    fn new(spec: &agent_protocol::Process) -> Self {
+        let filters = spec.seccomp.iter();
+        Self {
+            capabilities: spec.capabilities,
+            no_new_privileges: spec.no_new_privileges,
+            seccomp: filters.map(sys::seccomp_program).collect(),
+        }
+    }
+
+    /// Whether more is to be said than the bounding set says: root's programs get all that is in
+    /// it, and those of others nothing.
+    fn are_special(&self) -> bool {
+        self.capabilities != Capabilities::of(self.capabilities.bounding)
+    }
+
+    /// While it is root yet.
+    fn limit(&self, bounding: u64, stays_root: bool) -> Result<(), Refused> {
+        container::bound_capabilities(bounding, self.capabilities.bounding)
+            .map_err(refused("limit the capabilities"))?;
+        // An unprivileged process may install filters only once it gives up new privileges.
+        if !self.no_new_privileges {
+            self.filter()?;
+        }
+        if self.are_special() && !stays_root {
+            sys::keep_capabilities().map_err(refused("keep capabilities"))?;
+        }
+        Ok(())
+    }
+
+    /// When it has become the user.
+    fn take(&self) -> Result<(), Refused> {
+        if self.are_special() {
+            sys::set_capabilities(&self.capabilities).map_err(refused("set the capabilities"))?;
+        }
+        if self.no_new_privileges {
+            thread::set_no_new_privs(true).map_err(refused("give up new privileges"))?;
+            self.filter()?;
+        }
+        Ok(())
+    }
+
+    fn filter(&self) -> Result<(), Refused> {
+        self.seccomp
+            .iter()
+            .try_for_each(|program| sys::install_seccomp(program))
+            .map_err(refused("filter system calls"))
     }
 }
 
@@ -427,16 +525,18 @@ pub(crate) fn start_first(
     launch: &Launch,
     ends: &Ends,
     devices: &Devices,
+    bounding: u64,
 ) -> Result<(OwnedFd, Stack)> {
     let stdio = ends.for_process(devices);
     let terminal = ends.terminal.as_deref();
+    let proc = devices.proc.as_fd();
     let refused = twin.run(|| {
         if let Some(terminal) = terminal
             && let Err(error) = mount::mount_bind(terminal, c"/dev/console")
         {
             return Refused::Prepare("mount the console", error.into());
         }
-        launch.execute(stdio, terminal.is_some())
+        launch.execute(stdio, terminal.is_some(), bounding, proc)
     });
     finish(twin, refused, launch)
 }
@@ -471,9 +571,10 @@ pub(crate) fn start_further(
             | ThreadNameSpaceType::CONTROL_GROUP;
         let entered = thread::move_into_thread_name_spaces(init, others)
             .map_err(refused("enter the container's namespaces"))
-            .and_then(|()| container::settle().map_err(refused("settle")));
+            .and_then(|()| container::settle(container.bounding).map_err(refused("settle")));
+        let proc = container.devices.proc.as_fd();
         match entered {
-            Ok(()) => launch.execute(stdio, terminal),
+            Ok(()) => launch.execute(stdio, terminal, container.bounding, proc),
             Err(refused) => refused,
         }
     });

@@ -18,6 +18,7 @@ pub(crate) fn tests() -> Vec<Test> {
         an_unknown_user_is_named,
         the_host_name_is_set,
         limits_are_set,
+        rights_are_given_and_taken,
         the_usual_file_systems_are_mounted,
         the_usual_devices_work,
         the_clock_is_right,
@@ -222,5 +223,47 @@ fn every_vm_has_its_own_randomness(case: &Case) -> Result<()> {
         seen.extend(lines);
     }
     ensure!(seen.len() == 6, "something repeats: {seen:?}");
+    Ok(())
+}
+
+fn rights_are_given_and_taken(case: &Case) -> Result<()> {
+    let profile = case.path("profile.json");
+    let no_mkdir = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 18}]}"#;
+    std::fs::write(&profile, no_mkdir)?;
+    let seccomp = format!("seccomp={}", profile.display());
+    case.run(["--security-opt", &seccomp])
+        .args(["--security-opt", "no-new-privileges"])
+        .args(["--cap-add", "NET_ADMIN", "--cap-drop", "KILL"])
+        .args(["--sysctl", "net.core.somaxconn=77", "--oom-score-adj", "-7"])
+        .args([
+            "--group-add",
+            "24",
+            "--domainname",
+            "lan",
+            "busybox",
+            "sh",
+            "-c",
+        ])
+        .args([
+            "grep -o 'CapEff.*\\|NoNewPrivs.*' /proc/self/status | tr -d '\t'
+            cat /proc/sys/net/core/somaxconn /proc/self/oom_score_adj; id -G; mkdir /new 2>&1
+            cat /proc/sys/kernel/domainname",
+        ])
+        .run()?
+        .prints(
+            "CapEff:00000000a80435db\nNoNewPrivs:1\n77\n-7\n0 24\n\
+             mkdir: can't create directory '/new': Cross-device link\nlan\n",
+        )?;
+    for (option, value) in [
+        ("--cap-add", "FLY"),
+        ("--security-opt", "apparmor=mine"),
+        ("--security-opt", "seccomp=/no/such/file"),
+        ("--sysctl", "kernel.msgmax"),
+    ] {
+        case.run([option, value, "busybox", "true"])
+            .run()?
+            .fails_saying(&[value.trim_start_matches("seccomp=")])?;
+    }
     Ok(())
 }

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol. Host and agent refuse to work with another one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Host port (CID 2) to which the agent connects once, when it is ready for work.
 pub const READY_PORT: u32 = 1024;
@@ -141,6 +141,17 @@ pub struct Container {
     pub root: Mount,
     /// Host name, at most 64 bytes.
     pub hostname: String,
+    /// NIS domain name, at most 64 bytes; empty for none.
+    pub domainname: String,
+    /// The most capabilities that a process in it may have, as bits (capability.h of the kernel).
+    pub capabilities: u64,
+    /// Kernel parameters to set, as sysctl(8) names them, with their values.
+    pub sysctls: Vec<(String, String)>,
+    /// What nobody in it shall see: files seem empty, as do directories. What is not there is passed
+    /// over.
+    pub masked_paths: Vec<String>,
+    /// What nobody in it shall write. What is not there is passed over.
+    pub readonly_paths: Vec<String>,
     /// Further mounts in order, on top of the usual ones (`/proc`, `/sys`, `/dev`, `/dev/pts`,
     /// `/dev/shm`, `/dev/mqueue`, `/sys/fs/cgroup`), which the agent makes by itself.
     pub mounts: Vec<Mount>,
@@ -212,9 +223,58 @@ pub struct Process {
     pub additional_groups: Vec<String>,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
+    /// What it may do.
+    pub capabilities: Capabilities,
+    /// Programs that it executes give it no more rights than it has.
+    pub no_new_privileges: bool,
+    /// Filters for its system calls, the first to be installed first: of what they say the kernel
+    /// takes the strictest (seccomp(2)).
+    pub seccomp: Vec<SeccompFilter>,
+    /// Its file mode creation mask.
+    pub umask: Option<u32>,
+    /// Whom the kernel ends first when memory runs out: -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
     /// A pseudo-terminal, or pipes.
     pub stdio: Stdio,
 }
+
+/// Sets of capabilities, as bits (capability.h of the kernel, capabilities(7)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// What programs can get at most.
+    pub bounding: u64,
+    /// What is in force.
+    pub effective: u64,
+    /// What can be put in force.
+    pub permitted: u64,
+    /// What programs with inheritable capabilities get.
+    pub inheritable: u64,
+    /// What every program gets, whoever the user is.
+    pub ambient: u64,
+}
+
+impl Capabilities {
+    /// Docker's fourteen: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP,
+    /// NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
+    pub const DEFAULT: Self = Self::of(0xa804_25fb);
+
+    /// These for root's programs, and nothing for those of others.
+    #[must_use]
+    pub const fn of(set: u64) -> Self {
+        Self {
+            bounding: set,
+            effective: set,
+            permitted: set,
+            inheritable: 0,
+            ambient: 0,
+        }
+    }
+}
+
+/// A program of the kernel's classic BPF (linux/filter.h): an instruction each, as code, jt, jf and
+/// k from the highest bits to the lowest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeccompFilter(pub Vec<u64>);
 
 /// How a process is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 3);
+    assert_eq!(VERSION, 4);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -93,6 +93,11 @@ fn create() {
                 read_only: false,
             },
             hostname: "box".into(),
+            domainname: "lan".into(),
+            capabilities: 3,
+            sysctls: vec![("a.b".into(), "1".into())],
+            masked_paths: vec!["/m".into()],
+            readonly_paths: vec!["/r".into()],
             mounts: vec![Mount {
                 source: Source::Tmpfs {
                     options: "size=1m".into(),
@@ -107,7 +112,7 @@ fn create() {
             }],
             read_only: true,
         })),
-        "330000000101010004726f6f7400012f0003626f7801010773697a653d316d042f746d7001010a2f6574632f686f73747302780aa40301",
+        "470000000101010004726f6f7400012f0003626f78036c616e030103612e62013101022f6d01022f7201010773697a653d316d042f746d7001010a2f6574632f686f73747302780aa40301",
     );
 }
 
@@ -127,18 +132,23 @@ fn start() {
             soft: 1024,
             hard: u64::MAX,
         }],
+        capabilities: Capabilities::of(1),
+        no_new_privileges: true,
+        seccomp: vec![SeccompFilter(vec![6 << 48 | 0x7fff_0000])],
+        umask: Some(0o22),
+        oom_score_adj: Some(-5),
         stdio,
     };
     golden_action(
         Action::Start(Box::new(process(Stdio::Pipes { stdin: true }))),
-        "2d0000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff010101",
+        "410000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff87808003011201090101",
     );
     golden_action(
         Action::Start(Box::new(process(Stdio::Terminal(WindowSize {
             rows: 24,
             columns: 80,
         })))),
-        "2e0000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff01001850",
+        "420000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff8780800301120109001850",
     );
 }
 

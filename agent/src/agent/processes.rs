@@ -89,10 +89,15 @@ impl Agent {
         let Some(container) = self.containers.get_mut(&spec.container) else {
             return Err(RequestError::NoContainer(spec.container.0));
         };
+        if spec.capabilities.bounding & !container.bounding != 0 {
+            return Err(StartError::Capabilities.into());
+        }
         let launch = Launch::new(spec, container.root.as_fd())?;
         let ends = Ends::new(spec.stdio, &container.devices, launch.uid())?;
         let started = match std::mem::replace(&mut container.init, Init::Gone) {
-            Init::Waiting(twin) => process::start_first(twin, &launch, &ends, &container.devices),
+            Init::Waiting(twin) => {
+                process::start_first(twin, &launch, &ends, &container.devices, container.bounding)
+            }
             Init::Running(first) => {
                 container.init = Init::Running(first);
                 match self.processes.get(&first) {

@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd;
 
-use agent_protocol::{Event, Failure, Personality, ProcessId, WindowSize};
+use agent_protocol::{Capabilities, Event, Failure, Personality, ProcessId, WindowSize};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::Agent;
@@ -118,11 +118,15 @@ impl Agent {
         }
     }
 
-    pub(super) fn make_sandbox(&mut self, root: Option<String>) -> Result<Sandbox, ContainerError> {
+    pub(super) fn make_sandbox(
+        &mut self,
+        root: Option<String>,
+        bounding: u64,
+    ) -> Result<Sandbox, ContainerError> {
         self.sandboxes_made += 1;
         let name = format!("container{}", self.sandboxes_made);
         let stack = self.stack.take();
-        Sandbox::prepare(self.place(), &self.cgroup, name, root, stack)
+        Sandbox::prepare(self.place(), &self.cgroup, name, root, bounding, stack)
     }
 
     fn place(&self) -> Place<'_> {
@@ -143,7 +147,8 @@ impl Agent {
         }
         // One that was made for another root is of no use.
         self.sandbox = None;
-        self.sandbox = Some(self.make_sandbox(Some(root.into())).map_err(failed)?);
+        let sandbox = self.make_sandbox(Some(root.into()), Capabilities::DEFAULT.bounding);
+        self.sandbox = Some(sandbox.map_err(failed)?);
         Ok(())
     }
 
@@ -155,7 +160,7 @@ impl Agent {
         let failed = |source| RequestError::Create { id: id.0, source };
         let sandbox = match self.sandbox.take() {
             Some(sandbox) if sandbox.fits(spec) => sandbox,
-            _ => self.make_sandbox(None).map_err(failed)?,
+            _ => self.make_sandbox(None, spec.capabilities).map_err(failed)?,
         };
         let container = Container::create(sandbox, spec, self.place()).map_err(failed)?;
         self.containers.insert(id, container);

@@ -12,6 +12,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
+use agent_protocol::{Capabilities, SeccompFilter};
+
 pub(crate) use memory::{tune_allocator, warm_up};
 pub(crate) use twin::{Stack, Twin};
 
@@ -254,6 +256,91 @@ pub(crate) fn drop_bounding_capability(capability: u32) -> io::Result<bool> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Has this process keep its capabilities when it becomes another user than root.
+pub(crate) fn keep_capabilities() -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }).map(drop)
+}
+
+/// Sets this process's capabilities but for the bounding set.
+pub(crate) fn set_capabilities(sets: &Capabilities) -> io::Result<()> {
+    /// `struct __user_cap_header_struct` of linux/capability.h.
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    /// `struct __user_cap_data_struct`
+    #[repr(C)]
+    #[derive(Clone, Copy)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    /// `_LINUX_CAPABILITY_VERSION_3`
+    const VERSION: u32 = 0x2008_0522;
+    let header = Header {
+        version: VERSION,
+        pid: 0,
+    };
+    let half = |set: u64, index: u32| u32::try_from(set >> (32 * index) & 0xffff_ffff).unwrap_or(0);
+    let data = [0, 1].map(|index| Data {
+        effective: half(sets.effective, index),
+        permitted: half(sets.permitted, index),
+        inheritable: half(sets.inheritable, index),
+    });
+    // SAFETY: header and both halves of the sets are valid for reads.
+    let result = unsafe { libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for capability in (0..64u32).filter(|capability| sets.ambient & (1 << capability) != 0) {
+        // SAFETY: no memory is involved.
+        check(unsafe {
+            libc::prctl(
+                libc::PR_CAP_AMBIENT,
+                libc::PR_CAP_AMBIENT_RAISE,
+                libc::c_ulong::from(capability),
+                0,
+                0,
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// The kernel's form of a filter.
+pub(crate) fn seccomp_program(filter: &SeccompFilter) -> Vec<libc::sock_filter> {
+    let instruction = |bits: &u64| {
+        let [c1, c0, jt, jf, k3, k2, k1, k0] = bits.to_be_bytes();
+        libc::sock_filter {
+            code: u16::from_be_bytes([c1, c0]),
+            jt,
+            jf,
+            k: u32::from_be_bytes([k3, k2, k1, k0]),
+        }
+    };
+    filter.0.iter().map(instruction).collect()
+}
+
+/// Filters this process's system calls from now on.
+pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the program is valid for reads as long as it is said to be.
+    check(unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER,
+            &raw const program,
+        )
+    })
+    .map(drop)
 }
 
 /// Sets this process's scheduling policy, `SCHED_OTHER` or `SCHED_BATCH`.

@@ -159,6 +159,11 @@ impl Guest {
             id: CONTAINER,
             root: share(&self.root(""), "/"),
             hostname: "testbox".into(),
+            domainname: String::new(),
+            capabilities: Capabilities::DEFAULT.bounding,
+            sysctls: Vec::new(),
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
             mounts: vec![Mount {
                 read_only: true,
                 ..share(Path::new("/usr"), "/usr")
@@ -245,6 +250,11 @@ pub fn shell(id: u32, command: &str) -> Process {
         user: String::new(),
         additional_groups: Vec::new(),
         rlimits: Vec::new(),
+        capabilities: Capabilities::DEFAULT,
+        no_new_privileges: false,
+        seccomp: Vec::new(),
+        umask: None,
+        oom_score_adj: None,
         stdio: Stdio::Pipes { stdin: false },
     }
 }

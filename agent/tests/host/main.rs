@@ -5,5 +5,6 @@
 mod guest;
 mod lifecycle;
 mod processes;
+mod rights;
 mod setup;
 mod streams;

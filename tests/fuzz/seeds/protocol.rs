@@ -1,9 +1,9 @@
 //! One frame of each kind of message, alone and one behind the other.
 
 use agent_protocol::{
-    Action, Container, ContainerId, Event, ExitStatus, Failure, File, Hello, Mount, Open,
-    Personality, Process, ProcessId, Request, Rlimit, Source, Stdio, Stream, VERSION, WindowSize,
-    encode,
+    Action, Capabilities, Container, ContainerId, Event, ExitStatus, Failure, File, Hello, Mount,
+    Open, Personality, Process, ProcessId, Request, Rlimit, SeccompFilter, Source, Stdio, Stream,
+    VERSION, WindowSize, encode,
 };
 use serde::Serialize;
 
@@ -101,6 +101,11 @@ fn container() -> Container {
             target: "/".into(),
             read_only: false,
         },
+        domainname: "lan".into(),
+        capabilities: 1,
+        sysctls: vec![("kernel.msgmax".into(), "8192".into())],
+        masked_paths: vec!["/proc/kcore".into()],
+        readonly_paths: vec!["/proc/sys".into()],
         hostname: "seed".into(),
         mounts: vec![
             Mount {
@@ -140,6 +145,11 @@ fn start(id: ProcessId) -> Process {
             soft: 1024,
             hard: u64::MAX,
         }],
+        capabilities: Capabilities::DEFAULT,
+        no_new_privileges: true,
+        seccomp: vec![SeccompFilter(vec![6 << 48])],
+        umask: Some(0o22),
+        oom_score_adj: Some(1),
         stdio: Stdio::Pipes { stdin: true },
     }
 }

@@ -22,6 +22,7 @@ mod poll;
 mod pool;
 mod relay;
 mod sandbox;
+mod seccomp;
 mod session;
 mod signals;
 mod spec;

@@ -1,7 +1,7 @@
 //! What a container is to be: what the user asked for on top of what the image says, by docker's
 //! rules.
 
-use agent_protocol::Rlimit;
+use agent_protocol::{Rlimit, SeccompFilter};
 use image::oci_spec::image::Config;
 
 use crate::{
@@ -36,6 +36,15 @@ pub(crate) struct RunOptions {
     pub(crate) hostname: Option<String>,
     pub(crate) read_only: bool,
     pub(crate) rlimits: Vec<Rlimit>,
+    /// The capabilities of root's programs, as bits.
+    pub(crate) capabilities: u64,
+    pub(crate) no_new_privileges: bool,
+    pub(crate) seccomp: Vec<SeccompFilter>,
+    pub(crate) sysctls: Vec<(String, String)>,
+    pub(crate) oom_score_adj: Option<i32>,
+    /// Further groups of the user.
+    pub(crate) groups: Vec<String>,
+    pub(crate) domainname: String,
     /// What the guest is to show as its memory, in bytes.
     pub(crate) memory: u64,
     /// CPUs of the guest.

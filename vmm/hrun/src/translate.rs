@@ -4,7 +4,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::{
-    Action, Container, ContainerId, Mount, Personality, ProcessId, Source, Stdio,
+    Action, Capabilities, Container, ContainerId, Mount, Personality, ProcessId, Source, Stdio,
 };
 use rustix::{
     io::Errno,
@@ -231,6 +231,12 @@ fn container(ready: &Ready<'_>) -> Container {
             read_only: false,
         },
         hostname: ready.hostname.into(),
+        domainname: ready.options.domainname.clone(),
+        capabilities: ready.options.capabilities,
+        sysctls: ready.options.sysctls.clone(),
+        // The kernel behind /proc belongs to the container alone: nothing in it is to be hidden.
+        masked_paths: Vec::new(),
+        readonly_paths: Vec::new(),
         mounts: mounts.collect(),
         // The VMM has put them in place, which costs the guest nothing.
         files: Vec::new(),
@@ -303,8 +309,13 @@ fn process(ready: &Ready<'_>, stdio: Stdio) -> agent_protocol::Process {
         cwd: ready.process.cwd.clone(),
         create_cwd: true,
         user: ready.process.user.clone(),
-        additional_groups: Vec::new(),
+        additional_groups: ready.options.groups.clone(),
         rlimits: ready.options.rlimits.clone(),
+        capabilities: Capabilities::of(ready.options.capabilities),
+        no_new_privileges: ready.options.no_new_privileges,
+        seccomp: ready.options.seccomp.clone(),
+        umask: None,
+        oom_score_adj: ready.options.oom_score_adj,
         stdio,
     }
 }

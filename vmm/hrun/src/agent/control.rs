@@ -222,7 +222,7 @@ mod tests {
             }
         };
         assert!(
-            matches!(error, ControlError::Decode(DecodeError::Version(4))),
+            matches!(error, ControlError::Decode(DecodeError::Version(5))),
             "{error}"
         );
         far.join().unwrap();

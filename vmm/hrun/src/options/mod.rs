@@ -1,6 +1,8 @@
 //! The values of command-line options, parsed once into what they mean, by docker's rules.
 
+pub(crate) mod capability;
 pub(crate) mod env;
+pub(crate) mod security;
 pub(crate) mod size;
 pub(crate) mod ulimit;
 pub(crate) mod volume;

@@ -8,8 +8,9 @@ use vmm::config::MAX_VCPUS;
 
 use crate::{
     commands::pull::When,
-    options::{env as environment, size, ulimit, volume},
+    options::{capability, env as environment, security, size, ulimit, volume},
     sandbox::Way,
+    seccomp::Profile,
     spec::{self, RunOptions},
 };
 
@@ -84,6 +85,36 @@ pub(crate) struct RunArgs {
     /// Limit a resource of the command, such as nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     pub(crate) ulimit: Vec<String>,
+    /// Give the command a capability more than docker's set, such as NET_ADMIN; ALL for all
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) cap_add: Vec<String>,
+    /// Take a capability of docker's set from the command; ALL for all
+    #[arg(long, value_name = "CAPABILITY")]
+    pub(crate) cap_drop: Vec<String>,
+    /// Give the command all capabilities, in its own VM
+    #[arg(long)]
+    pub(crate) privileged: bool,
+    /// no-new-privileges, or seccomp=FILE for a profile of system calls
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) security_opt: Vec<String>,
+    /// Set a kernel parameter, such as net.core.somaxconn=1024
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) sysctl: Vec<String>,
+    /// Whom the guest's kernel ends first when memory runs out, -1000 to 1000
+    #[arg(long, value_name = "N", allow_hyphen_values = true,
+          value_parser = clap::value_parser!(i32).range(-1000..=1000))]
+    pub(crate) oom_score_adj: Option<i32>,
+    /// Add the user to a group
+    #[arg(long, value_name = "GROUP")]
+    pub(crate) group_add: Vec<String>,
+    /// NIS domain name of the container
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) domainname: String,
     /// When to pull the image from its registry
     #[arg(
         long,
@@ -149,6 +180,14 @@ impl RunArgs {
         if let Some(hostname) = &self.hostname {
             spec::check_hostname(hostname)?;
         }
+        let capabilities = if self.privileged {
+            capability::ALL
+        } else {
+            capability::select(&self.cap_add, &self.cap_drop)?
+        };
+        let security = security::parse(&self.security_opt)?;
+        let profile = security.seccomp.map(Profile::read).transpose()?;
+        let seccomp = profile.map(|profile| profile.compile(capabilities));
         Ok(RunOptions {
             image: image.clone(),
             command: command.to_vec(),
@@ -164,6 +203,17 @@ impl RunArgs {
                 .iter()
                 .map(|limit| ulimit::parse(limit))
                 .collect::<Result<_, _>>()?,
+            capabilities,
+            no_new_privileges: security.no_new_privileges,
+            seccomp: seccomp.transpose()?.unwrap_or_default(),
+            sysctls: self
+                .sysctl
+                .iter()
+                .map(|text| security::sysctl(text))
+                .collect::<Result<_, _>>()?,
+            oom_score_adj: self.oom_score_adj,
+            groups: self.group_add.clone(),
+            domainname: self.domainname.clone(),
             memory: memory(&self.memory)?,
             cpus: cpus(&self.cpus)?,
             interactive: self.interactive,

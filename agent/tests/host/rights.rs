@@ -1,0 +1,256 @@
+//! What processes may do, and what containers must not see or write.
+
+use agent_protocol::*;
+
+use crate::guest::{CONTAINER, Guest, Output, shell, tree};
+
+/// Runs a shell command in a container and as a process, both changed.
+fn run(
+    container: impl FnOnce(&mut Container),
+    process: impl FnOnce(&mut Process),
+    command: &str,
+) -> Output {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    let mut spec = guest.container();
+    container(&mut spec);
+    control.ask(Action::Create(Box::new(spec)));
+    let mut first = shell(1, command);
+    process(&mut first);
+    guest.run(&mut control, first)
+}
+
+const SETS: &str = "grep -E 'Cap|NoNew|Seccomp:' /proc/self/status | tr -d '\t' | tr '\n' ' '";
+
+/// The line of [`SETS`] for these sets in the kernel's order.
+fn sets(inheritable: u64, permitted: u64, effective: u64, bounding: u64, ambient: u64) -> String {
+    format!(
+        "CapInh:{inheritable:016x} CapPrm:{permitted:016x} CapEff:{effective:016x} \
+         CapBnd:{bounding:016x} CapAmb:{ambient:016x} "
+    )
+}
+
+#[test]
+fn root_has_dockers_capabilities_and_others_none() {
+    let default = Capabilities::DEFAULT.bounding;
+    let root = run(|_| {}, |_| {}, SETS).stdout;
+    let expected = sets(0, default, default, default, 0);
+    assert_eq!(root, expected + "NoNewPrivs:0 Seccomp:0 ");
+    let user = run(|_| {}, |process| process.user = "1000".into(), SETS).stdout;
+    assert_eq!(user, sets(0, 0, 0, default, 0) + "NoNewPrivs:0 Seccomp:0 ");
+}
+
+#[test]
+fn capabilities_are_added_and_taken() {
+    // NET_ADMIN is none of docker's, so the sandbox that was prepared does not do.
+    let set = 1 << 12 | 1 << 5;
+    let output = run(
+        |container| container.capabilities = set,
+        |process| process.capabilities = Capabilities::of(set),
+        SETS,
+    );
+    assert_eq!(
+        output.stdout,
+        sets(0, set, set, set, 0) + "NoNewPrivs:0 Seccomp:0 "
+    );
+    let output = run(
+        |_| {},
+        |process| process.capabilities = Capabilities::of(0),
+        SETS,
+    );
+    assert_eq!(
+        output.stdout,
+        sets(0, 0, 0, 0, 0) + "NoNewPrivs:0 Seccomp:0 "
+    );
+}
+
+#[test]
+fn a_user_who_is_not_root_keeps_ambient_capabilities() {
+    let set = 1 << 10;
+    let output = run(
+        |_| {},
+        |process| {
+            process.user = "1000".into();
+            process.capabilities = Capabilities {
+                inheritable: set,
+                ambient: set,
+                ..Capabilities::of(set)
+            };
+        },
+        SETS,
+    );
+    assert_eq!(
+        output.stdout,
+        sets(set, set, set, set, set) + "NoNewPrivs:0 Seccomp:0 "
+    );
+}
+
+#[test]
+fn no_process_gets_more_than_its_container_may_have() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    control.ask(Action::Create(Box::new(guest.container())));
+    let mut process = shell(1, "true");
+    process.capabilities = Capabilities::of(1 << 12);
+    let _streams = [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(1, stream));
+    let refused = control.try_ask(Action::Start(Box::new(process)));
+    assert_eq!(refused.unwrap_err().0, Failure::Invalid);
+}
+
+#[test]
+fn new_privileges_are_given_up() {
+    let output = run(|_| {}, |process| process.no_new_privileges = true, SETS);
+    assert!(
+        output.stdout.ends_with("NoNewPrivs:1 Seccomp:0 "),
+        "{}",
+        output.stdout
+    );
+}
+
+/// Refuses mkdir(2) and mkdirat(2) with EXDEV; lets everything else pass.
+fn no_mkdir() -> SeccompFilter {
+    const LOAD_NUMBER: u64 = 0x20 << 48;
+    let jump_if = |number: u64, yes: u64| 0x15 << 48 | yes << 40 | number;
+    let answer = |action: u64| 0x06 << 48 | action;
+    SeccompFilter(vec![
+        LOAD_NUMBER,
+        jump_if(83, 2),
+        jump_if(258, 1),
+        answer(0x7fff_0000),
+        answer(0x0005_0000 | 18),
+    ])
+}
+
+#[test]
+fn system_calls_are_filtered_for_root_and_others() {
+    for (user, no_new_privileges) in [("", false), ("", true), ("1000", false), ("1000", true)] {
+        let output = run(
+            |_| {},
+            |process| {
+                process.user = user.into();
+                process.no_new_privileges = no_new_privileges;
+                process.seccomp = vec![no_mkdir()];
+            },
+            "mkdir /tmp/new; echo status $?; grep -c Seccomp:.2 /proc/self/status",
+        );
+        assert_eq!(output.stdout, "status 1\n1\n", "{}", output.stderr);
+        assert!(output.stderr.contains("cross-device"), "{}", output.stderr);
+    }
+}
+
+#[test]
+fn a_filter_that_is_none_is_refused() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    control.ask(Action::Create(Box::new(guest.container())));
+    let mut process = shell(1, "true");
+    process.seccomp = vec![SeccompFilter(vec![u64::MAX])];
+    let _streams = [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(1, stream));
+    let refused = control.try_ask(Action::Start(Box::new(process)));
+    assert!(refused.unwrap_err().1.contains("filter system calls"));
+}
+
+#[test]
+fn the_mask_the_oom_score_and_the_domain_name_are_set() {
+    let output = run(
+        |container| container.domainname = "lan".into(),
+        |process| {
+            process.umask = Some(0o027);
+            process.oom_score_adj = Some(321);
+        },
+        "umask; cat /proc/self/oom_score_adj /proc/sys/kernel/domainname",
+    );
+    assert_eq!(output.stdout, "0027\n321\nlan\n", "{}", output.stderr);
+}
+
+#[test]
+fn kernel_parameters_are_set_by_name() {
+    for name in ["kernel.msgmax", "kernel/msgmax"] {
+        let output = run(
+            |container| container.sysctls = vec![(name.into(), "4321".into())],
+            |_| {},
+            "cat /proc/sys/kernel/msgmax",
+        );
+        assert_eq!(output.stdout, "4321\n");
+    }
+    for name in [
+        "kernel.no_such",
+        "../self/oom_score_adj",
+        "kernel..msgmax",
+        "",
+    ] {
+        let guest = Guest::new();
+        let mut spec = guest.container();
+        spec.sysctls = vec![(name.into(), "1".into())];
+        let refused = guest.control().try_ask(Action::Create(Box::new(spec)));
+        assert!(refused.unwrap_err().1.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn masked_paths_seem_empty_and_read_only_ones_cannot_be_written() {
+    let output = run(
+        |container| {
+            let paths = [
+                "/proc/version",
+                "/sys/kernel",
+                "/no/such/path",
+                "/proc/version/no",
+            ];
+            container.masked_paths = paths.map(String::from).into();
+            container.readonly_paths = vec!["/proc/sys".into(), "/no/such/path".into()];
+        },
+        |_| {},
+        "cat /proc/version; ls -A /sys/kernel; touch /sys/kernel/x; echo x >/proc/version
+            echo 1 >/proc/sys/kernel/msgmax; cat /proc/sys/kernel/msgmax >/dev/null && echo end",
+    );
+    assert_eq!(output.stdout, "end\n");
+    let refused = output.stderr.matches("Read-only file system").count();
+    assert_eq!(refused, 2, "{}", output.stderr);
+}
+
+/// Whatever an image has in the place of a masked path, nothing outside of it is touched.
+#[test]
+fn links_in_the_place_of_masked_paths_lead_nowhere_else() {
+    let guest = Guest::new();
+    std::fs::create_dir(guest.root("secret")).unwrap();
+    std::os::unix::fs::symlink("/../../../../secret", guest.root("mask")).unwrap();
+    std::os::unix::fs::symlink("/proc/1/root", guest.root("magic")).unwrap();
+    let mut control = guest.control();
+    let mut spec = guest.container();
+    spec.masked_paths = vec!["/mask".into()];
+    control.ask(Action::Create(Box::new(spec)));
+    let output = guest.run(&mut control, shell(1, "touch /secret/x; ls -A /secret"));
+    assert_eq!(output.stdout, "");
+    let mut spec = guest.container();
+    spec.id = ContainerId(2);
+    spec.masked_paths = vec!["/magic".into()];
+    let refused = control.try_ask(Action::Create(Box::new(spec)));
+    assert!(refused.unwrap_err().1.contains("/magic"));
+}
+
+/// A root that was prepared is for docker's capabilities: more of them need another.
+#[test]
+fn a_prepared_root_serves_containers_with_other_rights() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    control.ask(Action::Prepare {
+        root: guest.root("").display().to_string(),
+    });
+    let mut spec = guest.container();
+    spec.capabilities = 1 << 12;
+    spec.mounts[0].source = Source::Share {
+        tag: tree("/usr"),
+        path: String::new(),
+    };
+    control.ask(Action::Create(Box::new(spec)));
+    let mut process = shell(1, SETS);
+    process.container = CONTAINER;
+    process.capabilities = Capabilities::of(1 << 12);
+    let output = guest.run(&mut control, process);
+    assert!(
+        output.stdout.contains("CapEff:0000000000001000"),
+        "{}",
+        output.stdout
+    );
+}
