@@ -2,13 +2,15 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// What runs a command that is no JSON array.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
 
 /// A change to what an image says about running it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Instruction {
     /// The default command, or arguments.
     Cmd(Vec<String>),

@@ -9,7 +9,9 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    commands::{bench, image, login, pool, ps, pull, rm, run, system, template},
+    commands::{
+        bench, commit, diff, export, image, login, pool, ps, pull, rm, run, system, template,
+    },
     exit,
 };
 
@@ -55,6 +57,12 @@ pub(crate) enum Command {
     Ps(ps::PsArgs),
     /// Remove stopped containers
     Rm(rm::RmArgs),
+    /// Show what a container changed in the files of its image
+    Diff(diff::DiffArgs),
+    /// Make an image of what a container has become
+    Commit(commit::CommitArgs),
+    /// Write all files of a container to a tar archive
+    Export(export::ExportArgs),
     /// Manage images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -64,6 +72,8 @@ pub(crate) enum Command {
     Pull(pull::PullArgs),
     /// Load images (hrun image load)
     Load(image::LoadArgs),
+    /// Make an image of a root file system (hrun image import)
+    Import(image::import::ImportArgs),
     /// Remove images (hrun image rm)
     Rmi(image::RmArgs),
     /// Log in to a registry

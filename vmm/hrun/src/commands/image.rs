@@ -1,6 +1,8 @@
 //! `hrun image`: puts images into the store, shows them, takes them out.
 
 mod history;
+pub(crate) mod import;
+pub(super) mod output;
 pub(super) mod progress;
 pub(super) mod prune;
 mod save;
@@ -46,6 +48,8 @@ pub(crate) enum ImageCommand {
     History(history::HistoryArgs),
     /// Write images to an archive
     Save(save::SaveArgs),
+    /// Make an image of an archive of a root file system
+    Import(import::ImportArgs),
     /// Remove images that nobody names or uses
     Prune(prune::PruneArgs),
 }
@@ -135,6 +139,7 @@ pub(crate) fn execute(command: &ImageCommand) -> anyhow::Result<()> {
         ImageCommand::Tag(args) => tag(args),
         ImageCommand::History(args) => history::execute(args),
         ImageCommand::Save(args) => save::execute(args),
+        ImageCommand::Import(args) => import::execute(args),
         ImageCommand::Prune(args) => prune::execute(args),
     }
 }
