@@ -10,13 +10,13 @@ mod save;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use image::{Image, Reference, Store, oci_spec::image::ImageConfiguration};
+use image::{Image, Reference, Removed, Store, oci_spec::image::ImageConfiguration};
 use serde::Serialize;
 
 use super::pull::{self, PullArgs};
 use crate::{
     cli::Format,
-    container::{Containers, now},
+    container::{Containers, Record, Status, now},
     dirs::Dirs,
     exit, hint,
     options::size,
@@ -84,8 +84,16 @@ pub(crate) struct LsArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hrun image rm busybox\n  hrun rmi 3f5ef9003cef")]
+#[command(after_help = "\
+Examples:
+  hrun image rm busybox
+  hrun rmi 3f5ef9003cef
+  hrun rmi -f 3f5ef9003cef    With all its names, and although a stopped container needs it")]
 pub(crate) struct RmArgs {
+    /// Remove it with all its names if an identifier is given, and also if stopped containers
+    /// need it: they cannot be compared with it or committed any more
+    #[arg(short, long)]
+    force: bool,
     /// Names or identifiers
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
@@ -223,7 +231,7 @@ pub(crate) fn rm(args: &RmArgs) -> anyhow::Result<()> {
     let store = open_store(&dirs)?;
     let mut failures = Vec::new();
     for name in &args.images {
-        match rm_one(&dirs, &store, name) {
+        match rm_one(&dirs, &store, name, args.force) {
             Ok(text) => super::print(&text)?,
             Err(error) => failures.push(error),
         }
@@ -238,20 +246,40 @@ pub(crate) fn rm(args: &RmArgs) -> anyhow::Result<()> {
     Err(last)
 }
 
-fn rm_one(dirs: &Dirs, store: &Store, name: &str) -> anyhow::Result<String> {
+fn rm_one(dirs: &Dirs, store: &Store, name: &str, force: bool) -> anyhow::Result<String> {
     let image = store.find(name)?;
-    // A stopped container does not hold the image fast, but its layer is nothing without it.
-    if image.names.len() <= 1 {
+    // Without this a stopped container would not hold the image fast: but its layer is nothing
+    // without it.
+    if image.names.len() <= 1 || (force && !is_name(&image, name)) {
         let id = image.id.to_string();
         let records = Containers::open(dirs)?.list()?;
-        if let Some(record) = records.iter().find(|record| record.image_id == id) {
+        let holds = |record: &&Record| {
+            record.image_id == id && !(force && matches!(record.status, Status::Exited { .. }))
+        };
+        if let Some(record) = records.iter().find(holds) {
             bail!(hint::ImageInUse {
                 image: name.into(),
                 container: record.name.clone(),
+                runs: !matches!(record.status, Status::Exited { .. }),
             });
         }
     }
-    let removed = store.remove(name)?;
+    let mut text = String::new();
+    if force && !is_name(&image, name) {
+        for name in image.names.iter().skip(1) {
+            text.push_str(&removed(&store.remove(&name.to_string())?));
+        }
+    }
+    text.push_str(&removed(&store.remove(name)?));
+    Ok(text)
+}
+
+/// Whether `text` is one of the image's names, not its identifier.
+fn is_name(image: &Image, text: &str) -> bool {
+    text.parse().is_ok_and(|name| image.names.contains(&name))
+}
+
+fn removed(removed: &Removed) -> String {
     let mut text = String::new();
     for name in &removed.untagged {
         text.push_str(&format!("Untagged {name}\n"));
@@ -262,7 +290,7 @@ fn rm_one(dirs: &Dirs, store: &Store, name: &str) -> anyhow::Result<String> {
             size::format(removed.freed)
         ));
     }
-    Ok(text)
+    text
 }
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
