@@ -44,6 +44,7 @@ pub use store::build::{BuildError, NewImage};
 pub use store::find::FindError;
 pub use store::load::LoadError;
 pub use store::pull::{PullError, PullOptions, Pulled};
+pub use store::push::{PushError, PushOptions, Pushed};
 pub use store::remove::{RemoveError, Removed};
 pub use store::save::SaveError;
 pub use store::tag::TagError;

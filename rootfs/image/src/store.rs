@@ -20,6 +20,7 @@ mod downloads;
 pub(crate) mod find;
 pub(crate) mod load;
 pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod remove;
 pub(crate) mod save;
 pub(crate) mod tag;

@@ -10,7 +10,7 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        bench, commit, diff, export, image, login, pool, ps, pull, rm, run, system, template,
+        bench, commit, diff, export, image, login, pool, ps, pull, push, rm, run, system, template,
     },
     exit,
 };
@@ -70,6 +70,8 @@ pub(crate) enum Command {
     Images(image::LsArgs),
     /// Pull images from a registry (hrun image pull)
     Pull(pull::PullArgs),
+    /// Push an image to a registry (hrun image push)
+    Push(push::PushArgs),
     /// Load images (hrun image load)
     Load(image::LoadArgs),
     /// Make an image of a root file system (hrun image import)

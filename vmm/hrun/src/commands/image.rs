@@ -13,7 +13,10 @@ use anyhow::{Context, bail};
 use image::{Image, Reference, Removed, Store, oci_spec::image::ImageConfiguration};
 use serde::Serialize;
 
-use super::pull::{self, PullArgs};
+use super::{
+    pull::{self, PullArgs},
+    push::{self, PushArgs},
+};
 use crate::{
     cli::Format,
     container::{Containers, Record, Status, now},
@@ -34,6 +37,8 @@ pub(crate) enum ImageCommand {
     Load(LoadArgs),
     /// Pull images from a registry
     Pull(PullArgs),
+    /// Push an image to a registry
+    Push(PushArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),
@@ -141,6 +146,7 @@ pub(crate) fn execute(command: &ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Load(args) => load(args),
         ImageCommand::Pull(args) => pull::execute(args),
+        ImageCommand::Push(args) => push::execute(args),
         ImageCommand::Ls(args) => ls(args),
         ImageCommand::Rm(args) => rm(args),
         ImageCommand::Inspect(args) => inspect(args),

@@ -11,6 +11,7 @@ pub(crate) mod login;
 pub(crate) mod pool;
 pub(crate) mod ps;
 pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod system;
@@ -40,6 +41,7 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Load(args) => done(image::load(&args)),
         Command::Import(args) => done(image::import::execute(&args)),
         Command::Pull(args) => done(pull::execute(&args)),
+        Command::Push(args) => done(push::execute(&args)),
         Command::Login(args) => done(login::login(&args)),
         Command::Logout(args) => done(login::logout(&args)),
         Command::Rmi(args) => done(image::rm(&args)),
