@@ -6,6 +6,7 @@
 
 mod bench;
 mod cleanup;
+mod commit;
 mod debian;
 mod doctor;
 mod environment;
@@ -14,6 +15,7 @@ mod hostile;
 mod image;
 mod pool;
 mod pull;
+mod push;
 mod resources;
 mod run;
 mod signals;
@@ -46,7 +48,9 @@ fn main() -> ExitCode {
         hostile::tests(),
         resources::tests(),
         image::tests(),
+        commit::tests(),
         pull::tests(),
+        push::tests(),
         debian::tests(),
         template::tests(),
         template_image::tests(),

@@ -10,8 +10,9 @@ mod save;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use image::{Image, Reference, Removed, Store, oci_spec::image::ImageConfiguration};
+use image::{Image, Reference, Removed, Store};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     pull::{self, PullArgs},
@@ -105,7 +106,10 @@ pub(crate) struct RmArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hrun image inspect busybox | jq '.[0].config.config.Env'")]
+#[command(after_help = "\
+Examples:
+  hrun image inspect busybox | jq '.[0].config.config.Env'
+  hrun image inspect busybox | jq '.[0].manifest.layers[].digest'")]
 pub(crate) struct InspectArgs {
     /// Names or identifiers
     #[arg(required = true, value_name = "IMAGE")]
@@ -135,11 +139,23 @@ struct Listed<'a> {
     compressed_size: u64,
     /// Seconds since the Unix epoch.
     loaded: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    config: Option<&'a ImageConfiguration>,
+    #[serde(flatten)]
+    whole: Option<Whole<'a>>,
+}
+
+/// What only `inspect` shows.
+#[derive(Serialize)]
+struct Whole<'a> {
+    platform: String,
+    /// As it is, as are the two documents.
+    created: Option<String>,
+    config: Value,
+    /// Digests, sizes and media types of the blobs.
+    manifest: Value,
     /// Unpacked layers, topmost first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layers: Option<&'a [PathBuf]>,
+    layers: &'a [PathBuf],
+    /// Bytes of the unpacked files of each layer in the manifest.
+    layer_sizes: &'a [u64],
 }
 
 pub(crate) fn execute(command: &ImageCommand) -> anyhow::Result<()> {
@@ -192,7 +208,7 @@ fn loaded(image: &Image, quiet: bool) -> String {
 pub(crate) fn ls(args: &LsArgs) -> anyhow::Result<()> {
     let images = open_store(&Dirs::from_env()?)?.images()?;
     if args.format == Format::Json {
-        let listed: Vec<Listed<'_>> = images.iter().map(|image| listed(image, false)).collect();
+        let listed: Vec<Listed<'_>> = images.iter().map(|image| listed(image, None)).collect();
         return super::print_json(&listed);
     }
     let id = |image: &Image| {
@@ -306,7 +322,10 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         .iter()
         .map(|name| store.find(name))
         .collect::<Result<Vec<Image>, _>>()?;
-    let listed: Vec<Listed<'_>> = images.iter().map(|image| listed(image, true)).collect();
+    let listed = images
+        .iter()
+        .map(|image| Ok(listed(image, Some(whole(&store, image)?))))
+        .collect::<anyhow::Result<Vec<Listed<'_>>>>()?;
     super::print_json(&listed)
 }
 
@@ -315,7 +334,19 @@ fn tag(args: &TagArgs) -> anyhow::Result<()> {
     super::print(&format!("Tagged {name}\n"))
 }
 
-fn listed(image: &Image, whole: bool) -> Listed<'_> {
+fn whole<'a>(store: &Store, image: &'a Image) -> anyhow::Result<Whole<'a>> {
+    let (manifest, config) = store.documents(image)?;
+    Ok(Whole {
+        platform: image.platform().0,
+        created: image.config.created().clone(),
+        config,
+        manifest,
+        layers: image.layers(),
+        layer_sizes: &image.layer_sizes,
+    })
+}
+
+fn listed<'a>(image: &'a Image, whole: Option<Whole<'a>>) -> Listed<'a> {
     Listed {
         id: image.id.to_string(),
         name: image.names.first().map(ToString::to_string),
@@ -324,8 +355,7 @@ fn listed(image: &Image, whole: bool) -> Listed<'_> {
         size: image.size,
         compressed_size: image.compressed_size,
         loaded: loaded_at(image),
-        config: whole.then_some(&image.config),
-        layers: whole.then_some(image.layers()),
+        whole,
     }
 }
 
