@@ -7,6 +7,7 @@
 mod bench;
 mod cleanup;
 mod clone;
+mod commit;
 mod debian;
 mod doctor;
 mod environment;
@@ -15,6 +16,7 @@ mod hostile;
 mod image;
 mod pool;
 mod pull;
+mod push;
 mod resources;
 mod run;
 mod signals;
@@ -47,7 +49,9 @@ fn main() -> ExitCode {
         hostile::tests(),
         resources::tests(),
         image::tests(),
+        commit::tests(),
         pull::tests(),
+        push::tests(),
         debian::tests(),
         template::tests(),
         clone::tests(),

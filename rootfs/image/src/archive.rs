@@ -11,6 +11,7 @@
 mod number;
 mod pax;
 mod sparse;
+mod write;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
@@ -21,6 +22,7 @@ use number::number;
 use pax::Pax;
 pub(crate) use pax::Timestamp;
 pub(crate) use sparse::Segment;
+pub(crate) use write::{NewEntry, Writer};
 
 const BLOCK: usize = 512;
 

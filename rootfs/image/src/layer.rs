@@ -3,8 +3,16 @@
 //! What is special to layers stands here: whiteouts, opaque directories, and what of an archive
 //! may become part of a root file system. How names stay inside is `tree`'s business, how
 //! bytes become entries `archive`'s.
+//!
+//! The way back is here as well: [`changes`] finds what a container's writable layer changes, and
+//! [`write()`] makes a layer of that.
 
+mod changes;
 mod error;
+mod merged;
+mod node;
+mod stack;
+mod write;
 mod xattr;
 
 use std::io::{BufRead, BufReader, Read};
@@ -18,8 +26,11 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, pwrite};
 
-pub use error::LayerError;
+pub use changes::{Change, ChangeKind, Changes, changes};
+pub use error::{DiffError, LayerError};
 use error::{named, shown};
+pub use merged::write_merged;
+pub use write::write;
 
 use crate::Limits;
 use crate::archive::{Archive, Entry, Input, Kind, Segment, Stream};

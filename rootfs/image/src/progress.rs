@@ -9,10 +9,12 @@ pub enum Task {
     Download,
     /// It is verified and unpacked.
     Unpack,
+    /// It goes to a registry.
+    Upload,
 }
 
-/// Receives the progress of one [`Store::load`](crate::Store::load) or
-/// [`Store::pull`](crate::Store::pull).
+/// Receives the progress of one [`Store::load`](crate::Store::load),
+/// [`Store::pull`](crate::Store::pull) or [`Store::push`](crate::Store::push).
 ///
 /// Calls may come from several threads. `()` is the silent implementation.
 pub trait Progress: Sync {

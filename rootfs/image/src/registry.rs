@@ -1,8 +1,9 @@
-//! Reading from registries: the OCI distribution protocol over HTTP.
+//! Registries: the OCI distribution protocol over HTTP.
 //!
 //! [`Client`] talks to one registry about one repository. It decides over transport, authentication
 //! and when to try again; everything that it gives has the digest that was asked for. Choosing an
-//! image and putting it into the store is the business of [`Store::pull`](crate::Store::pull).
+//! image and putting it into the store is the business of [`Store::pull`](crate::Store::pull), and
+//! what to send that of [`Store::push`](crate::Store::push).
 //!
 //! A registry is as hostile as an archive: no answer is read further than it may be long, none
 //! makes us talk in plain text to others than this machine, and credentials go to the registry
@@ -16,13 +17,14 @@ mod download;
 mod error;
 mod token;
 mod transport;
+mod upload;
 
 use std::sync::Once;
 use std::time::Duration;
 
 use oci_spec::image::MediaType;
-use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
 pub use challenge::{Challenge, parse_challenges};
@@ -32,10 +34,11 @@ pub use token::{TokenError, parse_token};
 
 use crate::manifest::Kind;
 use crate::{Digest, Progress, Reference, digest};
-use authorization::Authorization;
+use authorization::{Authorization, Purpose};
 use backoff::Backoff;
 pub(crate) use download::DownloadError;
 use transport::{Transport, is_loopback};
+pub(crate) use upload::{UploadError, Uploaded};
 
 /// Docker Hub's interface is not where its name leads.
 const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
@@ -91,11 +94,39 @@ impl<'a> Client<'a> {
         progress: &'a dyn Progress,
     ) -> Result<Self, RegistryError> {
         let repository = reference.repository().to_owned();
-        let scope = Some(format!("repository:{repository}:pull"));
+        let scopes = vec![format!("repository:{repository}:pull")];
+        let authorization = Authorization::new(credentials, scopes, Purpose::Read);
         Self::new(
             reference.registry(),
             repository,
-            Authorization::new(credentials, scope),
+            authorization,
+            access,
+            progress,
+        )
+        .await
+    }
+
+    /// [`Client::connect`] to put something there. `others` are repositories of the registry from
+    /// which blobs may be taken over.
+    pub(crate) async fn connect_to_write(
+        reference: &Reference,
+        others: &[String],
+        credentials: Option<Credentials>,
+        access: &Access,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, RegistryError> {
+        let repository = reference.repository().to_owned();
+        let mut scopes = vec![format!("repository:{repository}:pull,push")];
+        scopes.extend(
+            others
+                .iter()
+                .map(|other| format!("repository:{other}:pull")),
+        );
+        let authorization = Authorization::new(credentials, scopes, Purpose::Write);
+        Self::new(
+            reference.registry(),
+            repository,
+            authorization,
             access,
             progress,
         )
@@ -277,19 +308,35 @@ impl<'a> Client<'a> {
         what: &str,
         backoff: &mut Backoff,
     ) -> Result<Response, RegistryError> {
+        let http = &self.transport.http;
+        let request = || http.get(url.clone()).headers(headers.clone());
+        let response = self.send(request, what, backoff).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND => Err(RegistryError::NotFound {
+                registry: self.transport.registry.clone(),
+                what: what.to_owned(),
+            }),
+            status if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE => {
+                Ok(response)
+            }
+            _ => Err(self.transport.status(response, what).await),
+        }
+    }
+
+    /// Sends a request, authenticated as the registry wants it, until the answer is neither
+    /// "later" nor about who we are.
+    async fn send(
+        &self,
+        request: impl Fn() -> RequestBuilder,
+        what: &str,
+        backoff: &mut Backoff,
+    ) -> Result<Response, RegistryError> {
         let mut refreshed = false;
         loop {
             let authorization = self.authorization.current().await;
-            let request = || {
-                let mut request = self
-                    .transport
-                    .http
-                    .get(url.clone())
-                    .headers(headers.clone());
-                if let Some(value) = &authorization {
-                    request = request.header(reqwest::header::AUTHORIZATION, value);
-                }
-                request
+            let request = || match &authorization {
+                Some(value) => request().header(AUTHORIZATION, value),
+                None => request(),
             };
             let response = self.transport.exchange(request, what, backoff).await?;
             match response.status() {
@@ -302,16 +349,7 @@ impl<'a> Client<'a> {
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                     return Err(self.authorization.refused(&self.transport, what));
                 }
-                StatusCode::NOT_FOUND => {
-                    return Err(RegistryError::NotFound {
-                        registry: self.transport.registry.clone(),
-                        what: what.to_owned(),
-                    });
-                }
-                status if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE => {
-                    return Ok(response);
-                }
-                _ => return Err(self.transport.status(response, what).await),
+                _ => return Ok(response),
             }
         }
     }
@@ -345,7 +383,7 @@ pub fn check_login(
     progress: &dyn Progress,
 ) -> Result<(), RegistryError> {
     run(async {
-        let authorization = Authorization::new(Some(credentials), None);
+        let authorization = Authorization::new(Some(credentials), Vec::new(), Purpose::Read);
         let client = Client::new(registry, String::new(), authorization, access, progress).await?;
         let what = "a login";
         let mut backoff = Backoff::default();

@@ -15,10 +15,12 @@
 //! not name is left over from a crash, as is a directory in `tmp/` that nobody has locked; the
 //! next command removes both.
 
+pub(crate) mod build;
 mod downloads;
 pub(crate) mod find;
 pub(crate) mod load;
 pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod remove;
 pub(crate) mod save;
 pub(crate) mod tag;
@@ -38,6 +40,7 @@ use rustix::io::Errno;
 use crate::index::{self, Index, ReadError};
 use crate::{Digest, Image, Limits};
 
+pub(crate) use find::FindError;
 pub(crate) use workspace::Workspace;
 
 /// An image store in a directory of its own.

@@ -38,7 +38,7 @@ const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT
     .union(ResolveFlags::NO_MAGICLINKS)
     .union(ResolveFlags::NO_XDEV);
 const SET_TIME: &str = "set the time of the directory of";
-const OPAQUE: &CStr = c"trusted.overlay.opaque";
+pub(crate) const OPAQUE: &CStr = c"trusted.overlay.opaque";
 
 /// What went wrong with one entry.
 #[derive(Debug)]
@@ -407,6 +407,11 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
 
 fn is_whiteout_at(parent: &OwnedFd, name: &CStr) -> bool {
     statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| is_whiteout(&stat))
+}
+
+/// Opens directory `path` of a tree in which no link may be on the way.
+pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    resolve(root, if path.is_empty() { b"." } else { path }, NO_LINKS)
 }
 
 fn resolve(from: BorrowedFd<'_>, path: &[u8], how: ResolveFlags) -> Result<OwnedFd, Errno> {

@@ -9,7 +9,9 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 use crate::{
-    commands::{bench, image, login, pool, ps, pull, rm, run, system, template},
+    commands::{
+        bench, commit, diff, export, image, login, pool, ps, pull, push, rm, run, system, template,
+    },
     exit,
 };
 
@@ -58,6 +60,12 @@ pub(crate) enum Command {
     Ps(ps::PsArgs),
     /// Remove stopped containers
     Rm(rm::RmArgs),
+    /// Show what a container changed in the files of its image
+    Diff(diff::DiffArgs),
+    /// Make an image of what a container has become
+    Commit(commit::CommitArgs),
+    /// Write all files of a container to a tar archive
+    Export(export::ExportArgs),
     /// Manage images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -65,8 +73,12 @@ pub(crate) enum Command {
     Images(image::LsArgs),
     /// Pull images from a registry (hrun image pull)
     Pull(pull::PullArgs),
+    /// Push an image to a registry (hrun image push)
+    Push(push::PushArgs),
     /// Load images (hrun image load)
     Load(image::LoadArgs),
+    /// Make an image of a root file system (hrun image import)
+    Import(image::import::ImportArgs),
     /// Remove images (hrun image rm)
     Rmi(image::RmArgs),
     /// Log in to a registry

@@ -18,12 +18,14 @@ use crate::{
     template::{MakeError, RehearsalError},
 };
 
-/// An image that a stopped container needs.
+/// An image that a container needs.
 #[derive(Debug, thiserror::Error)]
 #[error("Image {image} is in use by container {container}")]
 pub(crate) struct ImageInUse {
     pub(crate) image: String,
     pub(crate) container: String,
+    /// It is not a stopped one.
+    pub(crate) runs: bool,
 }
 
 /// The next step after an error.
@@ -106,7 +108,12 @@ fn store(cause: &Cause) -> Option<String> {
         return Some("`hrun ps` shows which; it ends with `hrun rm -f CONTAINER`".into());
     }
     let in_use: &ImageInUse = cause.downcast_ref()?;
-    Some(format!("remove it first: `hrun rm {}`", in_use.container))
+    let container = &in_use.container;
+    Some(if in_use.runs {
+        format!("it runs; `hrun rm -f {container}` ends and removes it")
+    } else {
+        format!("remove it first: `hrun rm {container}`, or use --force")
+    })
 }
 
 fn containers(cause: &Cause) -> Option<String> {

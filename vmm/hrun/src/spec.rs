@@ -2,7 +2,7 @@
 //! rules.
 
 use agent_protocol::{Rlimit, SeccompFilter};
-use image::oci_spec::image::Config;
+use image::{Instruction, oci_spec::image::Config};
 
 use crate::{
     options::{
@@ -60,6 +60,25 @@ impl RunOptions {
             cpus: self.cpus,
             memory: self.memory,
         }
+    }
+
+    /// What differs from the image, as an image of the container is to have it: docker's rules.
+    pub(crate) fn instructions(&self) -> Vec<Instruction> {
+        let mut instructions = Vec::new();
+        instructions.extend(self.entrypoint.iter().map(|program| {
+            let words = Some(program).filter(|program| !program.is_empty());
+            Instruction::Entrypoint(words.into_iter().cloned().collect())
+        }));
+        if !self.command.is_empty() {
+            instructions.push(Instruction::Cmd(self.command.clone()));
+        }
+        instructions.extend(self.env.iter().map(|edit| match edit {
+            EnvEdit::Set { name, value } => Instruction::Env(vec![(name.clone(), value.clone())]),
+            EnvEdit::Remove(name) => Instruction::Unset(name.clone()),
+        }));
+        instructions.extend(self.user.iter().cloned().map(Instruction::User));
+        instructions.extend(self.workdir.iter().cloned().map(Instruction::WorkDir));
+        instructions
     }
 }
 
@@ -227,6 +246,29 @@ mod tests {
         assert_eq!(args(&run(Some("f"), ""), "e", "c"), strings("f"));
         assert_eq!(args(&run(Some("f"), "x"), "e", "c"), strings("f x"));
         assert_eq!(args(&run(Some(""), "x"), "e", "c"), strings("x"));
+    }
+
+    #[test]
+    fn an_image_of_the_container_would_say_what_the_user_said() {
+        assert!(RunOptions::default().instructions().is_empty());
+        let options = RunOptions {
+            entrypoint: Some(String::new()),
+            command: strings("x y"),
+            env: vec![EnvEdit::Remove("A".into())],
+            user: Some("me".into()),
+            workdir: Some("/w".into()),
+            ..RunOptions::default()
+        };
+        assert_eq!(
+            options.instructions(),
+            [
+                Instruction::Entrypoint(Vec::new()),
+                Instruction::Cmd(strings("x y")),
+                Instruction::Unset("A".into()),
+                Instruction::User("me".into()),
+                Instruction::WorkDir("/w".into()),
+            ]
+        );
     }
 
     #[test]

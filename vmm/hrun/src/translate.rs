@@ -33,6 +33,17 @@ pub(crate) const PROCESS: ProcessId = ProcessId(0);
 /// Tag of the share that is the container's root file system.
 pub(crate) const ROOT_TAG: &str = "rootfs";
 
+/// What hrun puts into a container's root file system, or mounts over it there: no work of the
+/// container's.
+pub(crate) const RUNTIME_PATHS: [&str; 6] = [
+    "/dev",
+    "/proc",
+    "/sys",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/machine-id",
+];
+
 /// Tag of the share that holds the volumes, each under its number.
 const VOLUMES_TAG: &str = "volumes";
 
@@ -411,6 +422,20 @@ mod tests {
             panic!("{config:?}");
         };
         assert!(volumes[0].read_only);
+    }
+
+    #[test]
+    fn what_is_put_into_a_container_is_told_from_its_work() {
+        let fixture = fixture(Vec::new());
+        let ready = fixture.ready();
+        let files = files(&ready).into_iter().map(|file| file.path);
+        for path in mount_points(&ready).into_iter().chain(files) {
+            let is_known = RUNTIME_PATHS.iter().any(|known| Path::new(known) == path);
+            assert!(
+                is_known || path == Path::new(&ready.process.cwd),
+                "{path:?}"
+            );
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::sparse::{PaxSparse, Segment};
 
-const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
+pub(super) const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
 /// A modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

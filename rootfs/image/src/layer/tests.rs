@@ -1,3 +1,4 @@
+mod changes;
 mod hostile;
 
 use std::fs;

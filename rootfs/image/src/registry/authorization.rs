@@ -16,16 +16,29 @@ use super::{RegistryError, TOKEN_ANSWER_MAX};
 /// Header values of challenges that are looked at.
 const CHALLENGES_MAX: usize = 8;
 
+/// What somebody wants of a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Read,
+    Write,
+}
+
 /// The `Authorization` of requests about one repository.
 pub(super) struct Authorization {
     credentials: Option<Credentials>,
     /// What tokens are asked for; nothing for a mere login.
-    scope: Option<String>,
+    scopes: Vec<String>,
+    /// What is done there, for the message if it is refused.
+    pub(super) purpose: Purpose,
     current: Mutex<Option<HeaderValue>>,
 }
 
 impl Authorization {
-    pub(super) fn new(credentials: Option<Credentials>, scope: Option<String>) -> Self {
+    pub(super) fn new(
+        credentials: Option<Credentials>,
+        scopes: Vec<String>,
+        purpose: Purpose,
+    ) -> Self {
         let current = match &credentials {
             Some(Credentials {
                 secret: Secret::RegistryToken(token),
@@ -35,7 +48,8 @@ impl Authorization {
         };
         Self {
             credentials,
-            scope,
+            scopes,
+            purpose,
             current: Mutex::new(current),
         }
     }
@@ -94,15 +108,24 @@ impl Authorization {
     /// The error if that did not help.
     pub(super) fn refused(&self, transport: &Transport<'_>, what: &str) -> RegistryError {
         let (registry, what) = (transport.registry.clone(), what.to_owned());
+        if self.purpose == Purpose::Write {
+            return RegistryError::WriteRefused {
+                registry,
+                what,
+                who: match &self.credentials {
+                    None => "everybody".to_owned(),
+                    Some(credentials) => {
+                        format!("{} (from {})", user(credentials), credentials.origin)
+                    }
+                },
+            };
+        }
         match &self.credentials {
             None => RegistryError::LoginNeeded { registry, what },
             Some(credentials) => RegistryError::Refused {
                 registry,
                 what,
-                user: match credentials.username.as_str() {
-                    "" => "the bearer of a token".to_owned(),
-                    name => name.to_owned(),
-                },
+                user: user(credentials),
                 origin: credentials.origin.clone(),
             },
         }
@@ -134,7 +157,7 @@ impl Authorization {
         }
         let mut parameters: Vec<(&str, &str)> = Vec::new();
         parameters.extend(service.map(|service| ("service", service)));
-        parameters.extend(self.scope.as_deref().map(|scope| ("scope", scope)));
+        let scopes = self.scopes.join(" ");
         let identity = match &self.credentials {
             Some(Credentials {
                 secret: Secret::IdentityToken(token),
@@ -145,6 +168,8 @@ impl Authorization {
         let request = || match identity {
             Some(token) => {
                 let mut parameters = parameters.clone();
+                // One field in a form, one each in a query.
+                parameters.extend((!scopes.is_empty()).then_some(("scope", scopes.as_str())));
                 parameters.extend([
                     ("grant_type", "refresh_token"),
                     ("client_id", "hrun"),
@@ -158,7 +183,9 @@ impl Authorization {
             }
             None => {
                 let mut url = url.clone();
-                url.query_pairs_mut().extend_pairs(&parameters);
+                url.query_pairs_mut()
+                    .extend_pairs(&parameters)
+                    .extend_pairs(self.scopes.iter().map(|scope| ("scope", scope)));
                 let mut request = transport.http.get(url);
                 if let Some(basic) = self.basic() {
                     request = request.header(reqwest::header::AUTHORIZATION, basic);
@@ -188,6 +215,13 @@ impl Authorization {
                 Err(err) => transport.wait(&mut backoff, asked, Some(err)).await?,
             }
         }
+    }
+}
+
+fn user(credentials: &Credentials) -> String {
+    match credentials.username.as_str() {
+        "" => "the bearer of a token".to_owned(),
+        name => name.to_owned(),
     }
 }
 

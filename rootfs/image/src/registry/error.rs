@@ -1,4 +1,4 @@
-//! Why a registry gave nothing.
+//! Why a registry gave or took nothing.
 
 use std::io;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::credentials::CredentialsError;
 use super::token::TokenError;
 use crate::manifest::ManifestError;
 
-/// Why a registry gave nothing.
+/// Why a registry gave or took nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// The HTTP client cannot be made, as with a proxy variable that is no address.
@@ -100,6 +100,31 @@ pub enum RegistryError {
         user: String,
         /// Where the credentials came from.
         origin: String,
+    },
+    /// Whoever we are, we may not write there.
+    #[error(
+        "The registry {registry} refuses {what} to {who}: check the name, or log in with \
+         `hrun login {registry}`"
+    )]
+    WriteRefused {
+        /// The registry.
+        registry: String,
+        /// What was to be written.
+        what: String,
+        /// Whom it refused.
+        who: String,
+    },
+    /// It was sent, and the registry has something else.
+    #[error("The registry {registry} states the digest {found} for {what}, which is {expected}")]
+    Stated {
+        /// The registry.
+        registry: String,
+        /// What.
+        what: String,
+        /// What was sent.
+        expected: String,
+        /// What the registry says.
+        found: String,
     },
     /// A way to authenticate that we do not know.
     #[error("The registry {registry} wants {wanted} authentication; hrun knows Basic and Bearer")]

@@ -23,6 +23,8 @@ const CONNECT_FAILURES_MAX: u32 = 3;
 /// HTTP to one registry.
 pub(super) struct Transport<'a> {
     pub(super) http: reqwest::Client,
+    /// For what takes long to send: silence is measured otherwise there.
+    pub(super) uploads: reqwest::Client,
     pub(super) registry: String,
     progress: &'a dyn Progress,
     rule: Rule,
@@ -57,29 +59,26 @@ impl<'a> Transport<'a> {
             insecure: access.insecure,
             local: is_loopback(&address("https", host)?),
         };
-        let redirects = Policy::custom(move |attempt| {
-            if attempt.previous().len() > REDIRECTS_MAX {
-                attempt.error("too many redirects")
-            } else if !rule.permits(attempt.url()) {
-                attempt.error("a redirect to an address that is not encrypted")
-            } else {
-                attempt.follow()
+        let client = |silence: Option<Duration>| {
+            let mut builder = reqwest::Client::builder()
+                .user_agent(concat!("hrun/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT_TIMEOUT)
+                .redirect(redirects(rule))
+                // This is where tries are counted.
+                .retry(reqwest::retry::never())
+                .tls_danger_accept_invalid_certs(access.insecure);
+            if let Some(silence) = silence {
+                builder = builder.read_timeout(silence);
             }
-        });
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("hrun/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE_MAX)
-            .redirect(redirects)
-            // This is where tries are counted.
-            .retry(reqwest::retry::never())
-            .tls_danger_accept_invalid_certs(access.insecure);
-        if rule.local {
-            // No proxy knows the way to what is on this machine.
-            builder = builder.no_proxy();
-        }
+            if rule.local {
+                // No proxy knows the way to what is on this machine.
+                builder = builder.no_proxy();
+            }
+            builder.build().map_err(RegistryError::Client)
+        };
         Ok(Self {
-            http: builder.build().map_err(RegistryError::Client)?,
+            http: client(Some(SILENCE_MAX))?,
+            uploads: client(None)?,
             registry: registry.to_owned(),
             progress,
             rule,
@@ -101,18 +100,7 @@ impl<'a> Transport<'a> {
         loop {
             match request().send().await {
                 Ok(response) if is_temporary(response.status()) => {
-                    let wait = response
-                        .headers()
-                        .get(RETRY_AFTER)
-                        .and_then(|value| value.to_str().ok())
-                        .and_then(|value| parse_retry_after(value, SystemTime::now()));
-                    match backoff.failed(wait) {
-                        Verdict::GiveUp => return Err(self.status(response, what).await),
-                        verdict => {
-                            let problem = format!("answers {}", response.status());
-                            self.obey(verdict, &problem).await?;
-                        }
-                    }
+                    self.later(response, what, backoff).await?;
                 }
                 Ok(response) => return Ok(response),
                 Err(err) => {
@@ -122,6 +110,27 @@ impl<'a> Transport<'a> {
                     }
                     self.wait(backoff, what, Some(err)).await?;
                 }
+            }
+        }
+    }
+
+    /// Waits after an answer that is "later", or gives up.
+    pub(super) async fn later(
+        &self,
+        response: Response,
+        what: &str,
+        backoff: &mut Backoff,
+    ) -> Result<(), RegistryError> {
+        let wait = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| parse_retry_after(value, SystemTime::now()));
+        match backoff.failed(wait) {
+            Verdict::GiveUp => Err(self.status(response, what).await),
+            verdict => {
+                let problem = format!("answers {}", response.status());
+                self.obey(verdict, &problem).await
             }
         }
     }
@@ -223,8 +232,21 @@ impl<'a> Transport<'a> {
     }
 }
 
+/// Follows redirects to where `rule` lets us go.
+fn redirects(rule: Rule) -> Policy {
+    Policy::custom(move |attempt| {
+        if attempt.previous().len() > REDIRECTS_MAX {
+            attempt.error("too many redirects")
+        } else if !rule.permits(attempt.url()) {
+            attempt.error("a redirect to an address that is not encrypted")
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
 /// What to try again: the server's trouble, not ours.
-fn is_temporary(status: StatusCode) -> bool {
+pub(super) fn is_temporary(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::REQUEST_TIMEOUT
@@ -237,7 +259,7 @@ fn is_temporary(status: StatusCode) -> bool {
 }
 
 /// Whether trying again would be no use: nobody listens there, or we were sent where we do not go.
-fn is_final(err: &reqwest::Error) -> bool {
+pub(super) fn is_final(err: &reqwest::Error) -> bool {
     if err.is_redirect() || err.is_builder() {
         return true;
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
+use serde_json::Value;
 
 use super::{Store, StoreError};
 use crate::index::{ImageRecord, Index};
@@ -60,6 +61,23 @@ impl Store {
             .collect::<Result<Vec<_>, _>>()?;
         images.sort_by_cached_key(|image| (image.names.is_empty(), image.names.first().cloned()));
         Ok(images)
+    }
+
+    /// Manifest and configuration of an image as they are, with what no structure of ours knows.
+    pub fn documents(&self, image: &Image) -> Result<(Value, Value), StoreError> {
+        let read = |digest: &Digest| {
+            let bytes = fs::read(self.blob_path(digest))?;
+            if digest::of(&bytes) != *digest {
+                let message = format!("blob {digest} does not match its digest");
+                return Err(io::Error::other(message));
+            }
+            Ok(serde_json::from_slice(&bytes)?)
+        };
+        let both = || Ok((read(&image.manifest_digest)?, read(&image.id)?));
+        both().map_err(|source| StoreError::DamagedImage {
+            image: image.id.clone(),
+            source,
+        })
     }
 
     /// Fills in what the index leaves to the configuration blob.

@@ -19,6 +19,8 @@ pub(crate) struct Request {
     /// Names in lower case.
     pub(crate) headers: HashMap<String, String>,
     pub(crate) body: String,
+    /// The same, where it is no text.
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Request {
@@ -164,13 +166,15 @@ fn connect(
     let length = headers
         .get("content-length")
         .map_or(0, |length| length.parse().unwrap());
-    let mut body = String::new();
-    input.take(length).read_to_string(&mut body)?;
+    let mut bytes = Vec::new();
+    input.take(length).read_to_end(&mut bytes)?;
+    let body = String::from_utf8_lossy(&bytes).into_owned();
     let request = Request {
         method,
         path,
         headers,
         body,
+        bytes,
     };
     log.lock().unwrap().push(request.clone());
     send(stream, &answer(&request))

@@ -17,7 +17,7 @@ pub(crate) struct Attributes {
 }
 
 impl Attributes {
-    pub(super) fn of(stat: &Stat) -> Self {
+    pub(crate) fn of(stat: &Stat) -> Self {
         let mtime = Timestamp {
             seconds: stat.st_mtime,
             nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or_default(),

@@ -1,6 +1,8 @@
 //! `hrun image`: puts images into the store, shows them, takes them out.
 
 mod history;
+pub(crate) mod import;
+pub(super) mod output;
 pub(super) mod progress;
 pub(super) mod prune;
 mod save;
@@ -8,13 +10,17 @@ mod save;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use image::{Image, Reference, Store, oci_spec::image::ImageConfiguration};
+use image::{Image, Reference, Removed, Store};
 use serde::Serialize;
+use serde_json::Value;
 
-use super::pull::{self, PullArgs};
+use super::{
+    pull::{self, PullArgs},
+    push::{self, PushArgs},
+};
 use crate::{
     cli::Format,
-    container::{Containers, now},
+    container::{Containers, Record, Status, now},
     dirs::Dirs,
     exit, hint,
     options::size,
@@ -32,6 +38,8 @@ pub(crate) enum ImageCommand {
     Load(LoadArgs),
     /// Pull images from a registry
     Pull(PullArgs),
+    /// Push an image to a registry
+    Push(PushArgs),
     /// List images
     #[command(visible_alias = "list")]
     Ls(LsArgs),
@@ -46,6 +54,8 @@ pub(crate) enum ImageCommand {
     History(history::HistoryArgs),
     /// Write images to an archive
     Save(save::SaveArgs),
+    /// Make an image of an archive of a root file system
+    Import(import::ImportArgs),
     /// Remove images that nobody names or uses
     Prune(prune::PruneArgs),
 }
@@ -80,15 +90,26 @@ pub(crate) struct LsArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hrun image rm busybox\n  hrun rmi 3f5ef9003cef")]
+#[command(after_help = "\
+Examples:
+  hrun image rm busybox
+  hrun rmi 3f5ef9003cef
+  hrun rmi -f 3f5ef9003cef    With all its names, and although a stopped container needs it")]
 pub(crate) struct RmArgs {
+    /// Remove it with all its names if an identifier is given, and also if stopped containers
+    /// need it: they cannot be compared with it or committed any more
+    #[arg(short, long)]
+    force: bool,
     /// Names or identifiers
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  hrun image inspect busybox | jq '.[0].config.config.Env'")]
+#[command(after_help = "\
+Examples:
+  hrun image inspect busybox | jq '.[0].config.config.Env'
+  hrun image inspect busybox | jq '.[0].manifest.layers[].digest'")]
 pub(crate) struct InspectArgs {
     /// Names or identifiers
     #[arg(required = true, value_name = "IMAGE")]
@@ -118,23 +139,37 @@ struct Listed<'a> {
     compressed_size: u64,
     /// Seconds since the Unix epoch.
     loaded: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    config: Option<&'a ImageConfiguration>,
+    #[serde(flatten)]
+    whole: Option<Whole<'a>>,
+}
+
+/// What only `inspect` shows.
+#[derive(Serialize)]
+struct Whole<'a> {
+    platform: String,
+    /// As it is, as are the two documents.
+    created: Option<String>,
+    config: Value,
+    /// Digests, sizes and media types of the blobs.
+    manifest: Value,
     /// Unpacked layers, topmost first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layers: Option<&'a [PathBuf]>,
+    layers: &'a [PathBuf],
+    /// Bytes of the unpacked files of each layer in the manifest.
+    layer_sizes: &'a [u64],
 }
 
 pub(crate) fn execute(command: &ImageCommand) -> anyhow::Result<()> {
     match command {
         ImageCommand::Load(args) => load(args),
         ImageCommand::Pull(args) => pull::execute(args),
+        ImageCommand::Push(args) => push::execute(args),
         ImageCommand::Ls(args) => ls(args),
         ImageCommand::Rm(args) => rm(args),
         ImageCommand::Inspect(args) => inspect(args),
         ImageCommand::Tag(args) => tag(args),
         ImageCommand::History(args) => history::execute(args),
         ImageCommand::Save(args) => save::execute(args),
+        ImageCommand::Import(args) => import::execute(args),
         ImageCommand::Prune(args) => prune::execute(args),
     }
 }
@@ -173,7 +208,7 @@ fn loaded(image: &Image, quiet: bool) -> String {
 pub(crate) fn ls(args: &LsArgs) -> anyhow::Result<()> {
     let images = open_store(&Dirs::from_env()?)?.images()?;
     if args.format == Format::Json {
-        let listed: Vec<Listed<'_>> = images.iter().map(|image| listed(image, false)).collect();
+        let listed: Vec<Listed<'_>> = images.iter().map(|image| listed(image, None)).collect();
         return super::print_json(&listed);
     }
     let id = |image: &Image| {
@@ -218,7 +253,7 @@ pub(crate) fn rm(args: &RmArgs) -> anyhow::Result<()> {
     let store = open_store(&dirs)?;
     let mut failures = Vec::new();
     for name in &args.images {
-        match rm_one(&dirs, &store, name) {
+        match rm_one(&dirs, &store, name, args.force) {
             Ok(text) => super::print(&text)?,
             Err(error) => failures.push(error),
         }
@@ -233,20 +268,40 @@ pub(crate) fn rm(args: &RmArgs) -> anyhow::Result<()> {
     Err(last)
 }
 
-fn rm_one(dirs: &Dirs, store: &Store, name: &str) -> anyhow::Result<String> {
+fn rm_one(dirs: &Dirs, store: &Store, name: &str, force: bool) -> anyhow::Result<String> {
     let image = store.find(name)?;
-    // A stopped container does not hold the image fast, but its layer is nothing without it.
-    if image.names.len() <= 1 {
+    // Without this a stopped container would not hold the image fast: but its layer is nothing
+    // without it.
+    if image.names.len() <= 1 || (force && !is_name(&image, name)) {
         let id = image.id.to_string();
         let records = Containers::open(dirs)?.list()?;
-        if let Some(record) = records.iter().find(|record| record.image_id == id) {
+        let holds = |record: &&Record| {
+            record.image_id == id && !(force && matches!(record.status, Status::Exited { .. }))
+        };
+        if let Some(record) = records.iter().find(holds) {
             bail!(hint::ImageInUse {
                 image: name.into(),
                 container: record.name.clone(),
+                runs: !matches!(record.status, Status::Exited { .. }),
             });
         }
     }
-    let removed = store.remove(name)?;
+    let mut text = String::new();
+    if force && !is_name(&image, name) {
+        for name in image.names.iter().skip(1) {
+            text.push_str(&removed(&store.remove(&name.to_string())?));
+        }
+    }
+    text.push_str(&removed(&store.remove(name)?));
+    Ok(text)
+}
+
+/// Whether `text` is one of the image's names, not its identifier.
+fn is_name(image: &Image, text: &str) -> bool {
+    text.parse().is_ok_and(|name| image.names.contains(&name))
+}
+
+fn removed(removed: &Removed) -> String {
     let mut text = String::new();
     for name in &removed.untagged {
         text.push_str(&format!("Untagged {name}\n"));
@@ -257,7 +312,7 @@ fn rm_one(dirs: &Dirs, store: &Store, name: &str) -> anyhow::Result<String> {
             size::format(removed.freed)
         ));
     }
-    Ok(text)
+    text
 }
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
@@ -267,7 +322,10 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
         .iter()
         .map(|name| store.find(name))
         .collect::<Result<Vec<Image>, _>>()?;
-    let listed: Vec<Listed<'_>> = images.iter().map(|image| listed(image, true)).collect();
+    let listed = images
+        .iter()
+        .map(|image| Ok(listed(image, Some(whole(&store, image)?))))
+        .collect::<anyhow::Result<Vec<Listed<'_>>>>()?;
     super::print_json(&listed)
 }
 
@@ -276,7 +334,19 @@ fn tag(args: &TagArgs) -> anyhow::Result<()> {
     super::print(&format!("Tagged {name}\n"))
 }
 
-fn listed(image: &Image, whole: bool) -> Listed<'_> {
+fn whole<'a>(store: &Store, image: &'a Image) -> anyhow::Result<Whole<'a>> {
+    let (manifest, config) = store.documents(image)?;
+    Ok(Whole {
+        platform: image.platform().0,
+        created: image.config.created().clone(),
+        config,
+        manifest,
+        layers: image.layers(),
+        layer_sizes: &image.layer_sizes,
+    })
+}
+
+fn listed<'a>(image: &'a Image, whole: Option<Whole<'a>>) -> Listed<'a> {
     Listed {
         id: image.id.to_string(),
         name: image.names.first().map(ToString::to_string),
@@ -285,8 +355,7 @@ fn listed(image: &Image, whole: bool) -> Listed<'_> {
         size: image.size,
         compressed_size: image.compressed_size,
         loaded: loaded_at(image),
-        config: whole.then_some(&image.config),
-        layers: whole.then_some(image.layers()),
+        whole,
     }
 }
 

@@ -1,13 +1,17 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+pub(crate) mod commit;
 mod completions;
+pub(crate) mod diff;
 mod doctor;
+pub(crate) mod export;
 pub(crate) mod image;
 pub(crate) mod login;
 pub(crate) mod pool;
 pub(crate) mod ps;
 pub(crate) mod pull;
+pub(crate) mod push;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod system;
@@ -29,10 +33,15 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Run(args) => run::execute(&args, invocation.implied_run.as_deref(), timeline),
         Command::Ps(args) => done(ps::execute(&args)),
         Command::Rm(args) => done(rm::execute(&args)),
+        Command::Diff(args) => done(diff::execute(&args)),
+        Command::Commit(args) => done(commit::execute(&args)),
+        Command::Export(args) => done(export::execute(&args)),
         Command::Image(command) => done(image::execute(&command)),
         Command::Images(args) => done(image::ls(&args)),
         Command::Load(args) => done(image::load(&args)),
+        Command::Import(args) => done(image::import::execute(&args)),
         Command::Pull(args) => done(pull::execute(&args)),
+        Command::Push(args) => done(push::execute(&args)),
         Command::Login(args) => done(login::login(&args)),
         Command::Logout(args) => done(login::logout(&args)),
         Command::Rmi(args) => done(image::rm(&args)),

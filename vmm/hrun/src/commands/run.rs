@@ -88,6 +88,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         image: options.image.clone(),
         image_id: image.id.to_string(),
         command: process.args.clone(),
+        instructions: options.instructions(),
         auto_remove: args.rm,
     };
     let mut container = containers.create(record, args.name.as_deref())?;

@@ -1,5 +1,7 @@
 //! `hrun system`: the store as a whole.
 
+mod prune;
+
 use std::{
     fs, io,
     os::unix::fs::MetadataExt,
@@ -12,6 +14,7 @@ use serde::Serialize;
 use super::image::{open_store, prune::used};
 use crate::{
     cli::{Format, FormatArgs},
+    container::{Containers, Status},
     dirs::Dirs,
     options::size,
     table,
@@ -26,6 +29,8 @@ pub(crate) enum SystemCommand {
     /// Show what images, containers, volumes and templates take on the disk
     #[command(after_help = "Examples:\n  hrun system df\n  hrun system df --format json")]
     Df(FormatArgs),
+    /// Remove stopped containers, images that nobody names or uses, and interrupted downloads
+    Prune(prune::PruneArgs),
 }
 
 /// What one kind of thing takes.
@@ -35,7 +40,7 @@ struct Row {
     count: usize,
     /// Bytes.
     size: u64,
-    /// Bytes that `hrun image prune -a`, `hrun rm` and the like would free.
+    /// Bytes that `hrun system prune -a` and the like would free.
     reclaimable: u64,
 }
 
@@ -55,7 +60,13 @@ struct Report {
 }
 
 pub(crate) fn execute(command: &SystemCommand) -> anyhow::Result<()> {
-    let SystemCommand::Df(args) = command;
+    match command {
+        SystemCommand::Df(args) => df(args),
+        SystemCommand::Prune(args) => prune::execute(args),
+    }
+}
+
+fn df(args: &FormatArgs) -> anyhow::Result<()> {
     let report = report(&Dirs::from_env()?)?;
     if args.format == Format::Json {
         return super::print_json(&report);
@@ -94,13 +105,20 @@ fn report(dirs: &Dirs) -> anyhow::Result<Report> {
         size: usage.download_bytes,
         reclaimable: usage.download_bytes,
     };
-    // What is written in a container goes with it, and running ones do not go.
-    let (count, size) = on_disk(&dirs.store.join("containers"))?;
+    let home = dirs.store.join("containers");
+    let (count, size) = on_disk(&home)?;
+    let mut stopped = 0;
+    for record in Containers::open(dirs)?.list()? {
+        // What is written in a container goes with it, and running ones do not go.
+        if matches!(record.status, Status::Exited { .. }) {
+            stopped += on_disk(&home.join(record.id.as_str()))?.1;
+        }
+    }
     let containers = Row {
         kind: "containers",
         count,
         size,
-        reclaimable: 0,
+        reclaimable: stopped,
     };
     let (count, size) = on_disk(&dirs.volumes())?;
     let volumes = Row {

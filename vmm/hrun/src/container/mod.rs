@@ -18,6 +18,7 @@ mod layer;
 mod name;
 mod owned;
 mod record;
+mod still;
 mod vmm_process;
 
 use std::{
@@ -34,6 +35,7 @@ pub(crate) use layer::{LayerError, WritableLayer};
 pub(crate) use name::NameError;
 pub(crate) use owned::Container;
 pub(crate) use record::{NewRecord, Record, Status};
+pub(crate) use still::{PauseError, Still};
 pub(crate) use vmm_process::VmmIdentity;
 
 use crate::dirs::Dirs;
@@ -91,6 +93,9 @@ pub(crate) enum ContainerError {
     /// A live container cannot be removed.
     #[error("Container {0} is running")]
     Running(String),
+    /// A running container does not keep still.
+    #[error("Failed to pause container {name}")]
+    Pause { name: String, source: PauseError },
     /// Somebody else is at it.
     #[error("Container {0} is in use by another hrun")]
     InUse(String),

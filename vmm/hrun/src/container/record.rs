@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use image::Instruction;
 use serde::{Deserialize, Serialize};
 
 use super::{Id, vmm_process::VmmIdentity};
@@ -30,6 +31,10 @@ pub(crate) struct Record {
     pub(crate) image_id: String,
     /// What runs in it.
     pub(crate) command: Vec<String>,
+    /// What the user wanted otherwise than the image has it; an image of the container will have
+    /// it so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) instructions: Vec<Instruction>,
     /// When it was made, in seconds since the Unix epoch.
     pub(crate) created: u64,
     /// Vanish when the command ends (`--rm`).
@@ -66,6 +71,7 @@ pub(crate) struct NewRecord {
     pub(crate) image: String,
     pub(crate) image_id: String,
     pub(crate) command: Vec<String>,
+    pub(crate) instructions: Vec<Instruction>,
     pub(crate) auto_remove: bool,
 }
 
@@ -95,6 +101,7 @@ impl Record {
             image: new.image,
             image_id: new.image_id,
             command: new.command,
+            instructions: new.instructions,
             created: now,
             auto_remove: new.auto_remove,
             runtime_dir,
@@ -149,6 +156,7 @@ mod tests {
             image: "busybox".into(),
             image_id: "sha256:0".into(),
             command: vec!["sh".into()],
+            instructions: vec![Instruction::User("me".into())],
             auto_remove: false,
         };
         Record::new(new, Id::random().unwrap(), "a_b".into(), "/run/x".into(), 7)

@@ -29,6 +29,7 @@ fn new(auto_remove: bool) -> NewRecord {
         image: "busybox".into(),
         image_id: "sha256:0".into(),
         command: vec!["sh".into()],
+        instructions: Vec::new(),
         auto_remove,
     }
 }

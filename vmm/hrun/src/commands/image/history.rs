@@ -29,6 +29,7 @@ pub(crate) struct HistoryArgs {
 struct Step {
     created: Option<String>,
     created_by: Option<String>,
+    author: Option<String>,
     comment: Option<String>,
     /// Bytes of the files of its layer; none if it has no layer.
     size: Option<u64>,
@@ -59,6 +60,7 @@ fn pair(history: &[History], layers: &[u64]) -> Vec<Step> {
         .map(|step| Step {
             created: step.created().clone(),
             created_by: step.created_by().clone(),
+            author: step.author().clone(),
             comment: step.comment().clone(),
             size: if step.empty_layer().unwrap_or(false) {
                 None
@@ -70,6 +72,7 @@ fn pair(history: &[History], layers: &[u64]) -> Vec<Step> {
     steps.extend(layers.map(|size| Step {
         created: None,
         created_by: None,
+        author: None,
         comment: None,
         size: Some(size),
     }));

@@ -71,6 +71,7 @@ impl Progress for Bars {
         let message = match task {
             Task::Download => "downloading",
             Task::Unpack => "unpacking",
+            Task::Upload => "uploading",
         };
         let mut bars = self.bars.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bar) = bars.get(what.digest()) {

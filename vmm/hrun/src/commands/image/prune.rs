@@ -56,7 +56,11 @@ pub(crate) fn used(dirs: &Dirs) -> anyhow::Result<BTreeSet<String>> {
 
 /// Removes an image with all its names; gives the bytes that this frees, and nothing if a
 /// container has begun to use it.
-fn remove(store: &Store, image: &Image, text: &mut String) -> anyhow::Result<Option<u64>> {
+pub(crate) fn remove(
+    store: &Store,
+    image: &Image,
+    text: &mut String,
+) -> anyhow::Result<Option<u64>> {
     let mut names: Vec<String> = image.names.iter().map(ToString::to_string).collect();
     if names.is_empty() {
         names.push(image.id.to_string());
