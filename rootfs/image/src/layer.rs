@@ -7,7 +7,7 @@
 mod error;
 mod xattr;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -114,6 +114,7 @@ impl<I: Input> Unpacker<'_, I> {
                 self.summary.bytes = self.summary.bytes.saturating_add(entry.size);
                 if self.summary.bytes > self.limits.layer_bytes {
                     return Err(LayerError::TooLarge {
+                        entry: shown(&entry.path),
                         limit: self.limits.layer_bytes,
                     });
                 }
@@ -129,6 +130,7 @@ impl<I: Input> Unpacker<'_, I> {
             let entries = self.summary.entries + self.tree.implied();
             if entries > self.limits.entries {
                 return Err(LayerError::TooManyEntries {
+                    entry: shown(&entry.path),
                     limit: self.limits.entries,
                 });
             }
@@ -354,9 +356,16 @@ impl<I: Input> Unpacker<'_, I> {
         if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
             return Err(TreeError::Refused("it links to a directory"));
         }
-        self.tree.replace(parent, name, "link", || {
+        let linked = self.tree.replace(parent, name, "link", || {
             linkat(&from, &target_name, parent, name, AtFlags::empty())
-        })
+        });
+        match linked {
+            // The target was in the directory whose place the link takes.
+            Err(TreeError::System(_, err)) if err.kind() == io::ErrorKind::NotFound => {
+                Err(TreeError::Refused(MISSING))
+            }
+            other => other,
+        }
     }
 
     fn write(&mut self, entry: &Entry, file: &OwnedFd) -> Result<(), TreeError> {

@@ -24,7 +24,7 @@ use crate::registry::{
     self, Access, AuthFiles, Client, CredentialsError, Document, DownloadError, RegistryError,
 };
 use crate::source::{Candidate, Files, Source};
-use crate::{Digest, Image, Platform, Progress, Reference, digest};
+use crate::{Digest, Image, Limits, Platform, Progress, Reference, digest};
 
 /// Layers that are downloaded at the same time.
 const PARALLEL: usize = 4;
@@ -173,7 +173,12 @@ impl Store {
                 return Err(absurd("it has too many indexes in it"));
             }
             if next.size() > limit {
-                return Err(too_large(reference, next.digest(), limit));
+                return Err(too_large(
+                    reference,
+                    next.digest(),
+                    limit,
+                    Limits::MANIFEST_SIZE,
+                ));
             }
             document = client.manifest(next.digest().as_ref(), limit).await?;
         };
@@ -181,11 +186,21 @@ impl Store {
             .map_err(|source| unusable(reference, &manifest.digest, source))?;
         let config = parsed.config;
         if config.size() > limit {
-            return Err(too_large(reference, config.digest(), limit));
+            return Err(too_large(
+                reference,
+                config.digest(),
+                limit,
+                Limits::MANIFEST_SIZE,
+            ));
         }
         let layer_limit = self.limits.layer_bytes;
         if let Some((layer, _)) = parsed.layers.iter().find(|(l, _)| l.size() > layer_limit) {
-            return Err(too_large(reference, layer.digest(), layer_limit));
+            return Err(too_large(
+                reference,
+                layer.digest(),
+                layer_limit,
+                Limits::LAYER_SIZE,
+            ));
         }
         Ok(Resolved {
             digest,
@@ -369,11 +384,17 @@ fn unusable(reference: &Reference, digest: &Digest, source: ManifestError) -> Re
     }
 }
 
-fn too_large(reference: &Reference, digest: &Digest, limit: u64) -> RegistryError {
-    RegistryError::TooLarge {
+fn too_large(
+    reference: &Reference,
+    digest: &Digest,
+    limit: u64,
+    setting: &'static str,
+) -> RegistryError {
+    RegistryError::OverLimit {
         registry: reference.registry().to_owned(),
         what: format!("{digest} of {reference}"),
         limit,
+        setting,
     }
 }
 

@@ -151,6 +151,10 @@ impl ImageLoad<'_> {
             compression,
             copy: copy.as_ref().map(|path| self.create(path)).transpose()?,
             limit: self.store.limits.layer_bytes,
+            expanded: match compression {
+                Compression::None => u64::MAX,
+                _ => self.store.limits.expanded(blob.size()),
+            },
             what,
             progress: self.progress,
         };
@@ -189,6 +193,12 @@ impl ImageLoad<'_> {
                 return Err(LoadError::TooLarge {
                     layer: what.clone(),
                     limit,
+                });
+            }
+            Err(PassError::Bomb) => {
+                return Err(LoadError::Bomb {
+                    what: format!("Layer {what}"),
+                    ratio: self.store.limits.ratio,
                 });
             }
             Err(PassError::Decompress(source, blob)) => {
