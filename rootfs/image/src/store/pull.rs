@@ -243,30 +243,40 @@ impl Store {
         let blobs = layout.join(BLOBS);
         for _ in 0..ATTEMPTS {
             let held = self.download(client, &candidate, &blobs, progress).await?;
-            for held in &held {
-                let blob = blobs.join(held.digest.digest());
-                match fs::hard_link(&held.path, &blob) {
-                    Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(self.failed("link", &blob, err).into());
-                    }
-                    _ => {}
-                }
-            }
-            let loaded = self.load_image(&source, &candidate, &workspace, progress);
+            let linked = self.link(&held, &blobs);
+            let loaded = linked
+                .is_ok()
+                .then(|| self.load_image(&source, &candidate, &workspace, progress));
             // In the store, or of no use: what is verified and cannot be loaded stays so, and a
             // full disk needs room.
             for held in &held {
                 held.remove()
                     .map_err(|err| self.failed("remove", &held.path, err))?;
             }
+            linked?;
             // Layers that the store had may have been removed since they were not downloaded.
             let lost = missing(&self.read_index()?, &candidate, &blobs);
             match loaded {
-                Err(_) if !lost.is_empty() => {}
-                other => return Ok(other?),
+                Some(Ok(image)) => return Ok(image),
+                Some(Err(err)) if lost.is_empty() => return Err(err.into()),
+                _ => {}
             }
         }
         Err(LoadError::Contended.into())
+    }
+
+    /// Gives downloads their place in the layout's directory `blobs`.
+    fn link(&self, held: &[Held], blobs: &Path) -> Result<(), StoreError> {
+        for held in held {
+            let blob = blobs.join(held.digest.digest());
+            match fs::hard_link(&held.path, &blob) {
+                Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(self.failed("link", &blob, err));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Makes a layout of one image, without its layers.
@@ -333,25 +343,28 @@ impl Store {
         });
         let mut waiting = fetches.collect::<Vec<_>>().into_iter();
         let mut running: FuturesUnordered<_> = waiting.by_ref().take(PARALLEL).collect();
+        let mut result = Ok(());
         while let Some(fetched) = running.next().await {
-            fetched?;
+            if fetched.is_err() {
+                result = fetched;
+                break;
+            }
             running.extend(waiting.next());
         }
         drop((running, waiting));
-        Ok(held)
+        if let Err(PullError::Store(StoreError::Full { .. })) = result {
+            // Whoever has a full disk needs the room more.
+            for held in &held {
+                let _ = held.remove();
+            }
+        }
+        result.map(|()| held)
     }
 
     fn download_failed(&self, held: &Held, err: DownloadError) -> PullError {
         match err {
             DownloadError::Registry(err) => err.into(),
-            DownloadError::File(err) => {
-                let err = self.failed("write", &held.path, err);
-                if matches!(err, StoreError::Full { .. }) {
-                    // Whoever has a full disk needs the room more.
-                    let _ = held.remove();
-                }
-                err.into()
-            }
+            DownloadError::File(err) => self.failed("write", &held.path, err).into(),
         }
     }
 }

@@ -1,4 +1,5 @@
 mod damage;
+mod full;
 mod life;
 mod load;
 mod save;

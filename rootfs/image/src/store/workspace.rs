@@ -116,7 +116,15 @@ impl Store {
                 .prefix("w")
                 .tempdir_in(&tmp)?
                 .keep();
-            Workspace::claim(path)?.ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock))
+            match Workspace::claim(path.clone()) {
+                Ok(Some(workspace)) => Ok(workspace),
+                Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
+                Err(err) => {
+                    // Full with the first of its two directories.
+                    let _ = fs::remove_dir(&path);
+                    Err(err)
+                }
+            }
         };
         make().map_err(|err| self.failed("make a working directory in", &tmp, err))
     }
@@ -175,6 +183,33 @@ impl Store {
         self.set_aside(&self.layers_path(), "layers", workspace, |name| {
             index.layers.contains_key(name)
         })
+    }
+
+    /// Deletes blobs and layers that `index` does not name where they are: on a full disk there may
+    /// be no place to move them to. The caller holds the store's lock.
+    pub(super) fn delete_orphans(&self, index: &crate::index::Index) -> Result<(), StoreError> {
+        let blobs = index.blobs();
+        let delete = |directory: &Path, keep: &dyn Fn(&str) -> bool| {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                if entry.file_name().to_str().is_some_and(keep) {
+                    continue;
+                }
+                if entry.file_type()?.is_dir() {
+                    // What is too deep for this waits for a command that has room.
+                    let _ = fs::remove_dir_all(entry.path());
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        let path = self.blobs_path();
+        delete(&path, &|name| blobs.contains(name))
+            .map_err(|err| self.failed("clear", &path, err))?;
+        let path = self.layers_path();
+        delete(&path, &|name| index.layers.contains_key(name))
+            .map_err(|err| self.failed("clear", &path, err))
     }
 
     fn set_aside(

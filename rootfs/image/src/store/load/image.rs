@@ -220,10 +220,13 @@ impl ImageLoad<'_> {
         }
         if let Some(Err(source)) = passed.unpacked {
             return Err(match source {
-                LayerError::System { source, .. } if is_full(&source) => self
-                    .store
-                    .failed("unpack to", self.workspace.path(), source)
-                    .into(),
+                LayerError::System { source, .. } | LayerError::Directory { source }
+                    if is_full(&source) =>
+                {
+                    self.store
+                        .failed("unpack to", self.workspace.path(), source)
+                        .into()
+                }
                 source => LoadError::Layer {
                     layer: what.clone(),
                     source,
