@@ -18,6 +18,7 @@ mod resources;
 mod run;
 mod signals;
 mod stdio;
+mod store;
 mod template;
 mod template_image;
 mod terminal;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         resources::tests(),
         image::tests(),
         pull::tests(),
+        store::tests(),
         debian::tests(),
         template::tests(),
         template_image::tests(),

@@ -26,6 +26,7 @@ Environment:
   HRUN_STORE       Images, layers and volumes [default: /var/lib/hrun]
   HRUN_STATE       Sockets of running containers [default: /run/hrun]
   HRUN_PULL        When hrun run pulls: always, missing or never [default: missing]
+  HRUN_LIMIT_...   How much an image may ask for: see the README
   HRUN_KERNEL      Another guest kernel
   HRUN_INITRAMFS   Another initramfs
   HRUN_LOG         Log level of the VMM, such as debug";

@@ -1,6 +1,7 @@
 //! The values of command-line options, parsed once into what they mean, by docker's rules.
 
 pub(crate) mod env;
+pub(crate) mod limits;
 pub(crate) mod size;
 pub(crate) mod ulimit;
 pub(crate) mod volume;
