@@ -14,6 +14,7 @@ pub(crate) fn tests() -> Vec<Test> {
         a_flipped_bit_is_found,
         a_truncated_archive_is_refused,
         what_is_no_image_is_refused,
+        limits_are_named_and_can_be_set,
         a_saved_image_is_what_others_load,
         the_store_is_measured_and_pruned,
     ];
@@ -184,6 +185,34 @@ fn what_is_no_image_is_refused(case: &Case) -> Result<()> {
         load(case, &path)?.is_refused_saying(&[&*name])?;
     }
     Ok(())
+}
+
+fn limits_are_named_and_can_be_set(case: &Case) -> Result<()> {
+    let image = case.built().image("busybox/busybox");
+    let load = |limits: &[(&str, &str)]| {
+        let args = case.hrun(["image", "load"]).args([&image]);
+        let set = |invocation: tests::Invocation, (name, value): &(&str, &str)| {
+            invocation.env(format!("HRUN_LIMIT_{name}"), value)
+        };
+        limits.iter().fold(args, set).run()
+    };
+    for (name, value) in [
+        ("ENTRIES", "3"),
+        ("LAYER_SIZE", "100k"),
+        ("MANIFEST_SIZE", "10"),
+        ("LAYERS", "none"),
+    ] {
+        let variable = format!("HRUN_LIMIT_{name}");
+        load(&[(name, value)])?.is_refused_saying(&[&variable])?;
+        ensure!(listed(case)?.is_empty());
+    }
+    load(&[
+        ("ENTRIES", "20000000"),
+        ("LAYER_SIZE", "1t"),
+        ("RATIO", "5"),
+    ])?
+    .exits(0)?;
+    clear(case)
 }
 
 fn a_saved_image_is_what_others_load(case: &Case) -> Result<()> {

@@ -21,6 +21,7 @@ mod resources;
 mod run;
 mod signals;
 mod stdio;
+mod store;
 mod template;
 mod template_image;
 mod terminal;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         commit::tests(),
         pull::tests(),
         push::tests(),
+        store::tests(),
         debian::tests(),
         template::tests(),
         clone::tests(),

@@ -219,7 +219,11 @@ impl<I: Input> Archive<I> {
                     }
                     continue;
                 }
-                // Defaults for all entries: ignored, as Go's reader and docker do.
+                // Defaults for all entries: ignored, as Go's reader and docker do. Between an
+                // entry and what describes it readers disagree whom that describes.
+                b'g' if described => {
+                    return Err(invalid("a global header between an entry and its own"));
+                }
                 b'g' => {
                     self.set_data(size);
                     continue;
@@ -280,6 +284,12 @@ impl<I: Input> Archive<I> {
                 .and_then(|n| u64::try_from(n).ok())
                 .ok_or_else(|| invalid(what))
         };
+        // One reader would believe the one, another the other.
+        if (pax.path.is_some() && extensions.long_path.is_some())
+            || (pax.link.is_some() && extensions.long_link.is_some())
+        {
+            return Err(invalid("two names for one entry"));
+        }
         let sparse_path = pax.sparse.path.take();
         let path = sparse_path
             .or(pax.path.take())

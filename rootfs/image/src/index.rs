@@ -105,12 +105,19 @@ impl Index {
     pub(crate) fn write(&self, root: &Path) -> io::Result<()> {
         // Always the same name: what a crash leaves there is overwritten.
         let new = root.join(".index.json.new");
-        let mut file = File::create(&new)?;
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&new, root.join(FILE_NAME))?;
+        let write = || {
+            let mut file = File::create(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&new, root.join(FILE_NAME))
+        };
+        if let Err(err) = write() {
+            // The disk may be full: half an index is no use.
+            let _ = fs::remove_file(&new);
+            return Err(err);
+        }
         File::open(root)?.sync_all()
     }
 

@@ -15,7 +15,7 @@ mod stack;
 mod write;
 mod xattr;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -125,6 +125,7 @@ impl<I: Input> Unpacker<'_, I> {
                 self.summary.bytes = self.summary.bytes.saturating_add(entry.size);
                 if self.summary.bytes > self.limits.layer_bytes {
                     return Err(LayerError::TooLarge {
+                        entry: shown(&entry.path),
                         limit: self.limits.layer_bytes,
                     });
                 }
@@ -140,6 +141,7 @@ impl<I: Input> Unpacker<'_, I> {
             let entries = self.summary.entries + self.tree.implied();
             if entries > self.limits.entries {
                 return Err(LayerError::TooManyEntries {
+                    entry: shown(&entry.path),
                     limit: self.limits.entries,
                 });
             }
@@ -365,9 +367,16 @@ impl<I: Input> Unpacker<'_, I> {
         if FileType::from_raw_mode(there.st_mode) == FileType::Directory {
             return Err(TreeError::Refused("it links to a directory"));
         }
-        self.tree.replace(parent, name, "link", || {
+        let linked = self.tree.replace(parent, name, "link", || {
             linkat(&from, &target_name, parent, name, AtFlags::empty())
-        })
+        });
+        match linked {
+            // The target was in the directory whose place the link takes.
+            Err(TreeError::System(_, err)) if err.kind() == io::ErrorKind::NotFound => {
+                Err(TreeError::Refused(MISSING))
+            }
+            other => other,
+        }
     }
 
     fn write(&mut self, entry: &Entry, file: &OwnedFd) -> Result<(), TreeError> {

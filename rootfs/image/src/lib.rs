@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+#[cfg(test)]
+mod corpus;
 mod digest;
 mod image;
 mod index;

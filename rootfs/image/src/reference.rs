@@ -33,10 +33,16 @@ pub struct Reference {
 
 /// Why a string is no image name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{name}\" is not an image name: {reason}")]
+#[error("{name:?} is not an image name: {reason}")]
 pub struct ReferenceError {
     name: String,
     reason: &'static str,
+}
+
+/// As much of what is no name as a message can hold.
+fn shown(text: &str) -> String {
+    const MAX: usize = 200;
+    text.chars().take(MAX).collect()
 }
 
 impl Reference {
@@ -89,7 +95,7 @@ impl Reference {
             return Ok(DEFAULT_REGISTRY.to_owned());
         }
         check_registry(host).map_err(|reason| ReferenceError {
-            name: text.to_owned(),
+            name: shown(text),
             reason,
         })?;
         Ok(host.to_owned())
@@ -132,7 +138,7 @@ impl FromStr for Reference {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         parse(text).map_err(|reason| ReferenceError {
-            name: text.to_owned(),
+            name: shown(text),
             reason,
         })
     }

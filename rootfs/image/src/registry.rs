@@ -33,7 +33,7 @@ pub use error::RegistryError;
 pub use token::{TokenError, parse_token};
 
 use crate::manifest::Kind;
-use crate::{Digest, Progress, Reference, digest};
+use crate::{Digest, Limits, Progress, Reference, digest};
 use authorization::{Authorization, Purpose};
 use backoff::Backoff;
 pub(crate) use download::DownloadError;
@@ -198,7 +198,21 @@ impl<'a> Client<'a> {
             };
             let content_type = header("content-type").unwrap_or_default();
             let stated = header(CONTENT_DIGEST).and_then(|text| digest::parse(&text));
-            match self.transport.body(response, limit, &what).await? {
+            let body = self.transport.body(response, limit, &what).await;
+            let body = body.map_err(|err| match err {
+                RegistryError::TooLarge {
+                    registry,
+                    what,
+                    limit,
+                } => RegistryError::OverLimit {
+                    registry,
+                    what,
+                    limit,
+                    setting: Limits::MANIFEST_SIZE,
+                },
+                err => err,
+            })?;
+            match body {
                 Ok(bytes) => break (bytes, content_type, stated),
                 Err(source) => {
                     self.transport

@@ -4,6 +4,7 @@ mod docker;
 mod file;
 mod oci;
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -56,7 +57,7 @@ pub enum SourceError {
         path: PathBuf,
     },
     /// A file in the source cannot be read.
-    #[error("Failed to read {file} in {}", path.display())]
+    #[error("Failed to read {} in {}", file.escape_debug(), path.display())]
     Read {
         /// What is being loaded.
         path: PathBuf,
@@ -66,7 +67,7 @@ pub enum SourceError {
         source: io::Error,
     },
     /// It names a file that is not there.
-    #[error("{file} is missing in {}", path.display())]
+    #[error("{} is missing in {}", file.escape_debug(), path.display())]
     Missing {
         /// What is being loaded.
         path: PathBuf,
@@ -74,7 +75,12 @@ pub enum SourceError {
         file: String,
     },
     /// A document is too large to be one.
-    #[error("{file} in {} has {bytes} bytes, more than the limit of {limit}", path.display())]
+    #[error(
+        "{} in {} has {bytes} bytes, more than the limit of {limit} ({} allows more)",
+        file.escape_debug(),
+        path.display(),
+        Limits::MANIFEST_SIZE
+    )]
     TooLarge {
         /// What is being loaded.
         path: PathBuf,
@@ -85,8 +91,22 @@ pub enum SourceError {
         /// [`Limits::manifest_bytes`].
         limit: u64,
     },
+    /// All documents together are more than any images need.
+    #[error(
+        "{} has more than {limit} bytes of manifests and configurations; {} was the last read",
+        path.display(),
+        file.escape_debug()
+    )]
+    TooMuch {
+        /// What is being loaded.
+        path: PathBuf,
+        /// The file that was too much.
+        file: String,
+        /// [`Limits::document_bytes`].
+        limit: u64,
+    },
     /// A blob is not what its descriptor says.
-    #[error("{file} in {} is damaged: it is {found}", path.display())]
+    #[error("{} in {} is damaged: it is {found}", file.escape_debug(), path.display())]
     Mismatch {
         /// What is being loaded.
         path: PathBuf,
@@ -96,7 +116,7 @@ pub enum SourceError {
         found: String,
     },
     /// A document makes no sense.
-    #[error("{file} in {} cannot be used", path.display())]
+    #[error("{} in {} cannot be used", file.escape_debug(), path.display())]
     Document {
         /// What is being loaded.
         path: PathBuf,
@@ -106,7 +126,11 @@ pub enum SourceError {
         source: ManifestError,
     },
     /// An image for other machines only.
-    #[error("{} has no image for {wanted}, only for {}", path.display(), found.join(", "))]
+    #[error(
+        "{} has no image for {wanted}, only for {}",
+        path.display(),
+        found.join(", ").escape_debug()
+    )]
     Platform {
         /// What is being loaded.
         path: PathBuf,
@@ -145,6 +169,8 @@ pub(crate) struct Source {
     files: Files,
     limits: Limits,
     platform: Platform,
+    /// Bytes of the documents that were read.
+    documents: Cell<u64>,
 }
 
 impl Source {
@@ -156,6 +182,7 @@ impl Source {
             files,
             limits: limits.clone(),
             platform,
+            documents: Cell::new(0),
         }
     }
 
@@ -219,6 +246,16 @@ impl Source {
                 file: file.to_owned(),
                 bytes: blob.size(),
                 limit,
+            });
+        }
+        // The same one may be named any number of times, and each is kept.
+        self.documents
+            .set(self.documents.get().saturating_add(blob.size()));
+        if self.documents.get() > self.limits.document_bytes {
+            return Err(SourceError::TooMuch {
+                path: self.path.clone(),
+                file: file.to_owned(),
+                limit: self.limits.document_bytes,
             });
         }
         blob.read_all()

@@ -104,7 +104,11 @@ pub enum StoreError {
         source: io::Error,
     },
     /// No space, or no quota, left.
-    #[error("The disk of the image store {} is full; nothing was changed", path.display())]
+    #[error(
+        "The disk of the image store {} is full; nothing was changed. Make room there: \
+         `hrun system df` shows what images take, `hrun image prune -a` removes unused ones",
+        path.display()
+    )]
     Full {
         /// The store.
         path: PathBuf,

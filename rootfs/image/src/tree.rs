@@ -133,7 +133,7 @@ impl<'a> Tree<'a> {
         }
         self.leave()?;
         let directory = match self.open_directory(path) {
-            Err(Errno::NOENT | Errno::NOTDIR) => {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
                 match self.make_directories(path, mtime, Way::Make)? {
                     Place::Directory(directory) => directory,
                     Place::NoDirectory | Place::BehindLink => {

@@ -45,7 +45,9 @@ impl Pax {
             b"uid" => self.uid = Some(decimal(value).ok_or("PAX uid")?),
             b"gid" => self.gid = Some(decimal(value).ok_or("PAX gid")?),
             b"mtime" => self.mtime = Some(timestamp(value).ok_or("PAX mtime")?),
-            b"GNU.sparse.major" => self.sparse.major = decimal(value),
+            b"GNU.sparse.major" => {
+                self.sparse.major = Some(decimal(value).ok_or("GNU.sparse.major")?);
+            }
             b"GNU.sparse.name" => self.sparse.path = text(value)?,
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => {
                 self.sparse.size = Some(decimal(value).ok_or("GNU.sparse.realsize")?);

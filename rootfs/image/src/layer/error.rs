@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::Limits;
 use crate::archive::ArchiveError;
 use crate::tree::{PathProblem, TreeError};
 
@@ -31,15 +32,25 @@ pub enum LayerError {
         source: io::Error,
     },
     /// More files than the limit.
-    #[error("The layer has more than {limit} files and directories")]
+    #[error(
+        "With entry {entry} the layer has more than {limit} files and directories ({} allows more)",
+        Limits::ENTRIES
+    )]
     TooManyEntries {
-        /// [`crate::Limits::entries`].
+        /// Name of the first that is too many, escaped.
+        entry: String,
+        /// [`Limits::entries`].
         limit: u64,
     },
     /// More bytes than the limit.
-    #[error("The layer unpacks to more than {limit} bytes")]
+    #[error(
+        "With entry {entry} the layer unpacks to more than {limit} bytes ({} allows more)",
+        Limits::LAYER_SIZE
+    )]
     TooLarge {
-        /// [`crate::Limits::layer_bytes`].
+        /// Name of the first that is too much, escaped.
+        entry: String,
+        /// [`Limits::layer_bytes`].
         limit: u64,
     },
     /// The place to unpack to is not usable.

@@ -1,5 +1,4 @@
 mod changes;
-mod hostile;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -8,7 +7,6 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use super::*;
-use crate::ArchiveError;
 use crate::Digest;
 use crate::testing::Tar;
 
@@ -92,13 +90,6 @@ impl Bench {
             .filter(|name| !name.as_bytes().starts_with(b"lower"))
             .collect();
         assert!(names.is_empty(), "{names:?}");
-    }
-
-    fn refused(&self, tar: Tar) -> String {
-        match self.unpack(tar) {
-            Err(err @ (LayerError::Refused { .. } | LayerError::System { .. })) => err.to_string(),
-            other => panic!("not refused: {other:?}"),
-        }
     }
 
     fn notes(&self) -> String {
@@ -390,90 +381,6 @@ fn implied_directories_take_after_the_layers_below() {
             "{dir}"
         );
     }
-}
-
-#[test]
-fn extended_attributes_are_set_except_those_that_steer_the_host() {
-    // A capability of version 2 that has a newline, which PAX readers have tripped over.
-    let capability = [&[1, 0, 0, 2, 10, 0, 0, 0][..], &[0; 12]].concat();
-    let bench = Bench::new();
-    bench
-        .unpack(
-            Tar::new()
-                .pax(&[
-                    ("SCHILY.xattr.user.note", b"a\nb"),
-                    ("SCHILY.xattr.security.capability", &capability),
-                    ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
-                    ("SCHILY.xattr.user.overlay.opaque", b"y"),
-                    ("SCHILY.xattr.security.selinux", b"x"),
-                ])
-                .file("f", b"data")
-                .pax(&[("SCHILY.xattr.trusted.overlay.opaque", b"y")])
-                .dir("d")
-                .pax(&[("SCHILY.xattr.user.x", b"y")])
-                .symlink("l", "f"),
-        )
-        .unwrap();
-    let file = bench.at("f");
-    assert_eq!(xattr(&file, "user.note").unwrap(), b"a\nb");
-    assert_eq!(xattr(&file, "security.capability").unwrap(), capability);
-    for name in [
-        "trusted.overlay.redirect",
-        "user.overlay.opaque",
-        "security.selinux",
-    ] {
-        assert!(xattr(&file, name).is_none(), "{name}");
-        assert!(bench.notes().contains(name), "{name}");
-    }
-    assert!(!is_opaque(&bench.at("d")));
-    assert!(
-        bench
-            .notes()
-            .contains("extended attributes of \"l\" left out")
-    );
-}
-
-#[test]
-fn device_nodes_are_left_out_with_a_note() {
-    let bench = Bench::new();
-    bench
-        .unpack(
-            Tar::new()
-                .entry(b'3', "dev/null", "", 0o666, b"")
-                .entry(b'4', "dev/sda", "", 0o600, b"")
-                .entry(b'Z', "strange", "", 0o600, b"data")
-                .file("after", b""),
-        )
-        .unwrap();
-    assert!(!bench.at("dev/null").exists() && !bench.at("strange").exists());
-    assert!(bench.at("after").exists());
-    assert!(bench.notes().contains("device node \"dev/null\" left out"));
-    assert!(bench.notes().contains("device node \"dev/sda\" left out"));
-    assert!(bench.notes().contains("unknown kind 0x5a"));
-}
-
-#[test]
-fn sparse_files_have_their_size_and_their_holes() {
-    let bench = Bench::new();
-    let summary = bench
-        .unpack(Tar::new().with_header("sparse", "", b"abcdef", |header| {
-            header.as_old_mut().linkflag[0] = b'S';
-            let gnu = header.as_gnu_mut().unwrap();
-            gnu.sparse[0].set_offset(0);
-            gnu.sparse[0].set_length(3);
-            gnu.sparse[1].set_offset(1 << 30);
-            gnu.sparse[1].set_length(3);
-            gnu.set_real_size(2 << 30);
-        }))
-        .unwrap();
-    assert_eq!(summary.bytes, 2 << 30);
-    let file = fs::File::open(bench.at("sparse")).unwrap();
-    let metadata = file.metadata().unwrap();
-    assert_eq!(metadata.len(), 2 << 30);
-    assert!(metadata.blocks() * 512 < 1 << 20);
-    let mut piece = [0; 3];
-    std::os::unix::fs::FileExt::read_exact_at(&file, &mut piece, 1 << 30).unwrap();
-    assert_eq!(&piece, b"def");
 }
 
 #[test]

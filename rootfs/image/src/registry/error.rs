@@ -155,6 +155,18 @@ pub enum RegistryError {
         /// Why.
         source: TokenError,
     },
+    /// More bytes than the user's limit.
+    #[error("{what} from {registry} is larger than {limit} bytes ({setting} allows more)")]
+    OverLimit {
+        /// The registry.
+        registry: String,
+        /// What.
+        what: String,
+        /// How many bytes it may have.
+        limit: u64,
+        /// The variable that sets the limit.
+        setting: &'static str,
+    },
     /// More bytes than there may be.
     #[error(
         "{what} from {registry} is larger than {limit} bytes, the most it may have: it is refused"

@@ -3,6 +3,7 @@
 mod image;
 
 use flate2::bufread::MultiGzDecoder;
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt;
@@ -12,19 +13,36 @@ use rustix::fs::FlockOperation;
 
 use super::tag::move_names;
 
-use super::{Store, StoreError, Workspace, is_full};
+use super::{Store, StoreError, Workspace};
 use crate::archive::ArchiveError;
 use crate::index::{ImageRecord, Index};
 use crate::layer::LayerError;
 use crate::manifest::Compression;
 use crate::progress::Notes;
 use crate::source::{Candidate, Files, ListError, Source, SourceError};
-use crate::{Digest, Image, Platform, Progress};
+use crate::{Digest, Image, Limits, Platform, Progress};
 
 use image::{ImageLoad, Ready};
 
 /// Another process can remove what a load relies on, again and again; but not so often.
 const ATTEMPTS: usize = 5;
+
+/// How much of a compressed archive is copied at once.
+const PIECE: usize = 256 << 10;
+
+/// Counts what was read through it.
+struct Counted<'a, R> {
+    inner: R,
+    taken: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buf)?;
+        self.taken.set(self.taken.get() + n as u64);
+        Ok(n)
+    }
+}
 
 /// Why nothing, or not everything, was loaded.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +63,7 @@ pub enum LoadError {
     TooManyMembers {
         /// The file.
         path: PathBuf,
-        /// [`Limits::archive_members`](crate::Limits::archive_members).
+        /// [`Limits::archive_members`].
         limit: usize,
     },
     /// The file, or a layer in it, cannot be decompressed.
@@ -65,12 +83,37 @@ pub enum LoadError {
         source: LayerError,
     },
     /// A layer is longer than the limit.
-    #[error("Layer {layer} decompresses to more than {limit} bytes")]
+    #[error(
+        "Layer {layer} decompresses to more than {limit} bytes ({} allows more)",
+        Limits::LAYER_SIZE
+    )]
     TooLarge {
         /// The layer.
         layer: Digest,
-        /// [`Limits::layer_bytes`](crate::Limits::layer_bytes).
+        /// [`Limits::layer_bytes`].
         limit: u64,
+    },
+    /// An archive of images is longer than the limit of one layer.
+    #[error(
+        "{what} decompresses to more than {limit} bytes ({} allows more)",
+        Limits::LAYER_SIZE
+    )]
+    ArchiveTooLarge {
+        /// The archive.
+        what: String,
+        /// [`Limits::layer_bytes`].
+        limit: u64,
+    },
+    /// The file, or a layer in it, decompresses to far more than its size lets expect.
+    #[error(
+        "{what} decompresses to more than {ratio} times its size, as a bomb does ({} allows more)",
+        Limits::RATIO
+    )]
+    Bomb {
+        /// What.
+        what: String,
+        /// [`Limits::ratio`].
+        ratio: u64,
     },
     /// A layer is not the one that the image's configuration means.
     #[error("Layer {layer} unpacks to {found}, not to {expected} as the configuration says")]
@@ -157,7 +200,12 @@ impl Store {
             .read_to_end(&mut start)
             .map_err(failed)?;
         let compression = Compression::sniff(&start);
-        let input = BufReader::new(io::Cursor::new(start).chain(file));
+        let taken = Cell::new(0);
+        let counted = Counted {
+            inner: io::Cursor::new(start).chain(file),
+            taken: &taken,
+        };
+        let input = BufReader::with_capacity(PIECE, counted);
         let mut input: Box<dyn Read> = match compression {
             Compression::None => Box::new(input),
             Compression::Gzip => Box::new(MultiGzDecoder::new(input)),
@@ -166,18 +214,32 @@ impl Store {
         let limit = self.limits.layer_bytes;
         let mut spooled = tempfile::tempfile_in(workspace.path())
             .map_err(|err| self.failed("write to", workspace.path(), err))?;
-        let copied = io::copy(&mut (&mut input).take(limit), &mut spooled);
-        match copied {
-            Err(err) if is_full(&err) => Err(self.failed("write to", path, err).into()),
-            Err(err) => Err(failed(err)),
-            Ok(bytes) if bytes == limit => Err(failed(io::Error::other(format!(
-                "it has more than {limit} bytes"
-            )))),
-            Ok(_) => {
-                io::Seek::rewind(&mut spooled).map_err(failed)?;
-                Ok(spooled)
+        let mut piece = vec![0; PIECE];
+        let mut bytes = 0;
+        loop {
+            let n = match input.read(&mut piece) {
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+                other => other.map_err(failed)?,
+            };
+            if n == 0 {
+                break;
             }
+            bytes += n as u64;
+            if bytes > limit {
+                let what = path.display().to_string();
+                return Err(LoadError::ArchiveTooLarge { what, limit });
+            }
+            if compression != Compression::None && bytes > self.limits.expanded(taken.get()) {
+                return Err(LoadError::Bomb {
+                    what: path.display().to_string(),
+                    ratio: self.limits.ratio,
+                });
+            }
+            io::Write::write_all(&mut spooled, &piece[..n])
+                .map_err(|err| self.failed("write to", workspace.path(), err))?;
         }
+        io::Seek::rewind(&mut spooled).map_err(failed)?;
+        Ok(spooled)
     }
 
     pub(super) fn load_image(
@@ -249,7 +311,15 @@ impl Store {
                 return Ok(None);
             }
         }
-        self.move_into_place(&index, ready, workspace)?;
+        // What was moved before something failed is in the way of nobody but takes up room.
+        let clear = |err| {
+            let _ = self
+                .read_index()
+                .and_then(|index| self.set_orphans_aside(&index, workspace));
+            err
+        };
+        self.move_into_place(&index, ready, workspace)
+            .map_err(clear)?;
         for (directory, (layer, _)) in &ready.layers {
             index
                 .layers
@@ -271,7 +341,7 @@ impl Store {
         }
         move_names(&mut index, &record.id, names);
         orphans |= !index.drop_unused_layers().is_empty();
-        self.write_index(&index)?;
+        self.write_index(&index).map_err(clear)?;
         if orphans {
             self.set_orphans_aside(&index, workspace)?;
         }

@@ -24,7 +24,7 @@ use crate::registry::{
     self, Access, AuthFiles, Client, CredentialsError, Document, DownloadError, RegistryError,
 };
 use crate::source::{Candidate, Files, Source};
-use crate::{Digest, Image, Platform, Progress, Reference, digest};
+use crate::{Digest, Image, Limits, Platform, Progress, Reference, digest};
 
 /// Layers that are downloaded at the same time.
 const PARALLEL: usize = 4;
@@ -173,7 +173,12 @@ impl Store {
                 return Err(absurd("it has too many indexes in it"));
             }
             if next.size() > limit {
-                return Err(too_large(reference, next.digest(), limit));
+                return Err(too_large(
+                    reference,
+                    next.digest(),
+                    limit,
+                    Limits::MANIFEST_SIZE,
+                ));
             }
             document = client.manifest(next.digest().as_ref(), limit).await?;
         };
@@ -181,11 +186,21 @@ impl Store {
             .map_err(|source| unusable(reference, &manifest.digest, source))?;
         let config = parsed.config;
         if config.size() > limit {
-            return Err(too_large(reference, config.digest(), limit));
+            return Err(too_large(
+                reference,
+                config.digest(),
+                limit,
+                Limits::MANIFEST_SIZE,
+            ));
         }
         let layer_limit = self.limits.layer_bytes;
         if let Some((layer, _)) = parsed.layers.iter().find(|(l, _)| l.size() > layer_limit) {
-            return Err(too_large(reference, layer.digest(), layer_limit));
+            return Err(too_large(
+                reference,
+                layer.digest(),
+                layer_limit,
+                Limits::LAYER_SIZE,
+            ));
         }
         Ok(Resolved {
             digest,
@@ -228,30 +243,40 @@ impl Store {
         let blobs = layout.join(BLOBS);
         for _ in 0..ATTEMPTS {
             let held = self.download(client, &candidate, &blobs, progress).await?;
-            for held in &held {
-                let blob = blobs.join(held.digest.digest());
-                match fs::hard_link(&held.path, &blob) {
-                    Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(self.failed("link", &blob, err).into());
-                    }
-                    _ => {}
-                }
-            }
-            let loaded = self.load_image(&source, &candidate, &workspace, progress);
+            let linked = self.link(&held, &blobs);
+            let loaded = linked
+                .is_ok()
+                .then(|| self.load_image(&source, &candidate, &workspace, progress));
             // In the store, or of no use: what is verified and cannot be loaded stays so, and a
             // full disk needs room.
             for held in &held {
                 held.remove()
                     .map_err(|err| self.failed("remove", &held.path, err))?;
             }
+            linked?;
             // Layers that the store had may have been removed since they were not downloaded.
             let lost = missing(&self.read_index()?, &candidate, &blobs);
             match loaded {
-                Err(_) if !lost.is_empty() => {}
-                other => return Ok(other?),
+                Some(Ok(image)) => return Ok(image),
+                Some(Err(err)) if lost.is_empty() => return Err(err.into()),
+                _ => {}
             }
         }
         Err(LoadError::Contended.into())
+    }
+
+    /// Gives downloads their place in the layout's directory `blobs`.
+    fn link(&self, held: &[Held], blobs: &Path) -> Result<(), StoreError> {
+        for held in held {
+            let blob = blobs.join(held.digest.digest());
+            match fs::hard_link(&held.path, &blob) {
+                Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(self.failed("link", &blob, err));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Makes a layout of one image, without its layers.
@@ -318,25 +343,28 @@ impl Store {
         });
         let mut waiting = fetches.collect::<Vec<_>>().into_iter();
         let mut running: FuturesUnordered<_> = waiting.by_ref().take(PARALLEL).collect();
+        let mut result = Ok(());
         while let Some(fetched) = running.next().await {
-            fetched?;
+            if fetched.is_err() {
+                result = fetched;
+                break;
+            }
             running.extend(waiting.next());
         }
         drop((running, waiting));
-        Ok(held)
+        if let Err(PullError::Store(StoreError::Full { .. })) = result {
+            // Whoever has a full disk needs the room more.
+            for held in &held {
+                let _ = held.remove();
+            }
+        }
+        result.map(|()| held)
     }
 
     fn download_failed(&self, held: &Held, err: DownloadError) -> PullError {
         match err {
             DownloadError::Registry(err) => err.into(),
-            DownloadError::File(err) => {
-                let err = self.failed("write", &held.path, err);
-                if matches!(err, StoreError::Full { .. }) {
-                    // Whoever has a full disk needs the room more.
-                    let _ = held.remove();
-                }
-                err.into()
-            }
+            DownloadError::File(err) => self.failed("write", &held.path, err).into(),
         }
     }
 }
@@ -369,11 +397,17 @@ fn unusable(reference: &Reference, digest: &Digest, source: ManifestError) -> Re
     }
 }
 
-fn too_large(reference: &Reference, digest: &Digest, limit: u64) -> RegistryError {
-    RegistryError::TooLarge {
+fn too_large(
+    reference: &Reference,
+    digest: &Digest,
+    limit: u64,
+    setting: &'static str,
+) -> RegistryError {
+    RegistryError::OverLimit {
         registry: reference.registry().to_owned(),
         what: format!("{digest} of {reference}"),
         limit,
+        setting,
     }
 }
 

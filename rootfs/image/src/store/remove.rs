@@ -1,7 +1,7 @@
 //! Removing names, and with the last name the image.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use super::find::{FindError, find_record};
-use super::{Store, StoreError, open_lock};
+use super::{Store, StoreError, Workspace};
 use crate::index::{ImageRecord, Index};
 use crate::{Digest, Reference};
 
@@ -88,53 +88,70 @@ impl Store {
                 freed: 0,
             });
         }
-        // Held until the image is out of the index: whoever wants to use it then finds it gone.
+        // Nobody begins to use it meanwhile: that takes the store's lock. Without a file nobody
+        // ever did, and on a full disk none can be made.
         let use_path = self.use_path(&record.id);
-        let in_use = open_lock(&use_path).map_err(|err| self.failed("open", &use_path, err))?;
-        match flock(&in_use, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
-                return Err(RemoveError::InUse {
-                    name: name.to_owned(),
-                });
-            }
-            other => other.map_err(|err| self.failed("lock", &use_path, err.into()))?,
+        match File::open(&use_path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+            Err(err) => return Err(self.failed("open", &use_path, err).into()),
+            Ok(in_use) => match flock(&in_use, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(RemoveError::InUse {
+                        name: name.to_owned(),
+                    });
+                }
+                other => other.map_err(|err| self.failed("lock", &use_path, err.into()))?,
+            },
         }
         index.images.retain(|image| image.id != record.id);
         let layers = index.drop_unused_layers();
         let unused = self.unused_blobs(&index, &record);
         let blobs: u64 = unused.iter().map(|(_, bytes)| bytes).sum();
-        let forget = || {
-            let workspace = self.new_workspace()?;
-            self.write_index(&index)?;
-            Ok(workspace)
-        };
-        let workspace = match forget() {
+        let workspace = self.workspace_if_room()?;
+        match self.write_index(&index) {
             Err(StoreError::Full { .. }) => {
                 // Room for the new index comes from what no container needs: should this process
                 // die now, the image is still whole enough to run and to be removed.
                 for (path, _) in &unused {
                     fs::remove_file(path).map_err(|err| self.failed("remove", path, err))?;
                 }
-                forget()?
+                self.write_index(&index)?;
             }
             other => other?,
-        };
-        self.set_orphans_aside(&index, &workspace)?;
+        }
         match fs::remove_file(&use_path) {
             Err(err) if err.kind() != io::ErrorKind::NotFound => {
                 return Err(self.failed("remove", &use_path, err).into());
             }
             _ => {}
         }
-        drop(lock);
-        // Deletes the files, without the lock.
-        drop(workspace);
+        let workspace = match workspace {
+            Some(workspace) => Some(workspace),
+            None => self.workspace_if_room()?,
+        };
+        match workspace {
+            Some(workspace) => {
+                self.set_orphans_aside(&index, &workspace)?;
+                drop(lock);
+                // Deletes the files, without the lock.
+                drop(workspace);
+            }
+            None => self.delete_orphans(&index)?,
+        }
         let unpacked: u64 = layers.iter().map(|(_, layer)| layer.bytes).sum();
         Ok(Removed {
             untagged,
             deleted: Some(record.id),
             freed: blobs + unpacked,
         })
+    }
+
+    /// A workspace, or none on a full disk.
+    fn workspace_if_room(&self) -> Result<Option<Workspace>, StoreError> {
+        match self.new_workspace() {
+            Err(StoreError::Full { .. }) => Ok(None),
+            other => other.map(Some),
+        }
     }
 
     /// Files and sizes of the layer blobs that only `record` used.

@@ -1,5 +1,6 @@
 mod build;
 mod damage;
+mod full;
 mod life;
 mod load;
 mod save;

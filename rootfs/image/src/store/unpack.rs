@@ -40,8 +40,10 @@ pub(super) enum PassError {
     Write(io::Error),
     /// It is not of that compression, or damaged. Holds the digest of the blob.
     Decompress(io::Error, Digest),
-    /// It unpacks to more bytes than the limit.
+    /// It decompresses to more bytes than the limit.
     TooLarge,
+    /// It decompresses to too many bytes for its size.
+    Bomb,
     Thread(io::Error),
 }
 
@@ -50,8 +52,10 @@ pub(super) struct Pass<'a> {
     pub(super) compression: Compression,
     /// Where a copy of the blob goes, if one is wanted.
     pub(super) copy: Option<File>,
-    /// Most bytes that the blob may decompress to, archive headers included.
+    /// Most bytes that the blob may decompress to, archive headers included,
     pub(super) limit: u64,
+    /// and most that one of its size may.
+    pub(super) expanded: u64,
     /// What the blob is called towards `progress`.
     pub(super) what: &'a Digest,
     pub(super) progress: &'a dyn Progress,
@@ -108,7 +112,8 @@ impl Pass<'_> {
             progress: self.progress,
         };
         let mut input = BufReader::with_capacity(PIECE, tee);
-        let result = decompress(&mut input, self.compression, self.limit, pieces);
+        let limit = self.limit.min(self.expanded);
+        let result = decompress(&mut input, self.compression, limit, pieces);
         if result.is_err() {
             // Wakes the other side, which would take the end of the pieces for the end of the
             // archive.
@@ -129,7 +134,8 @@ impl Pass<'_> {
                 blob_bytes,
                 diff_id,
             }),
-            Err(DecodeError::TooLarge) => Err(PassError::TooLarge),
+            Err(DecodeError::TooLarge) if self.limit <= self.expanded => Err(PassError::TooLarge),
+            Err(DecodeError::TooLarge) => Err(PassError::Bomb),
             Err(DecodeError::Decompress(err)) => Err(PassError::Decompress(err, blob)),
         }
     }

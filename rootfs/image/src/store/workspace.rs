@@ -1,6 +1,6 @@
 //! Directories in `tmp/` for work in progress, and the end of those that crashed commands left.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, is_full};
 use crate::trash::Trash;
 
 /// A directory in `tmp/` that belongs to this process; removed with its contents on drop.
@@ -88,6 +88,17 @@ impl Workspace {
     }
 }
 
+/// Deletes what it can of the workspace `path`, which nobody has and whose files are no one's.
+fn make_room(path: &Path) {
+    let Ok(directory) = File::open(path) else {
+        return;
+    };
+    if flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        // A tree that is too deep for this waits for the next command that has room.
+        let _ = fs::remove_dir_all(path);
+    }
+}
+
 impl Drop for Workspace {
     fn drop(&mut self) {
         // What cannot be deleted now is a leftover for the next command.
@@ -105,7 +116,15 @@ impl Store {
                 .prefix("w")
                 .tempdir_in(&tmp)?
                 .keep();
-            Workspace::claim(path)?.ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock))
+            match Workspace::claim(path.clone()) {
+                Ok(Some(workspace)) => Ok(workspace),
+                Ok(None) => Err(io::ErrorKind::WouldBlock.into()),
+                Err(err) => {
+                    // Full with the first of its two directories.
+                    let _ = fs::remove_dir(&path);
+                    Err(err)
+                }
+            }
         };
         make().map_err(|err| self.failed("make a working directory in", &tmp, err))
     }
@@ -124,13 +143,22 @@ impl Store {
         }
         let lock = self.lock(rustix::fs::FlockOperation::LockExclusive)?;
         let mut dead = Vec::new();
+        let mut made_room = false;
         for entry in read().map_err(|err| self.failed("read", &tmp, err))? {
             let path = entry.path();
-            if let Some(workspace) =
-                Workspace::claim(path).map_err(|err| self.failed("clear", &tmp, err))?
-            {
-                dead.push(workspace);
+            match Workspace::claim(path) {
+                Ok(Some(workspace)) => dead.push(workspace),
+                Ok(None) => {}
+                // There is no room to clear up, but some to be had by it.
+                Err(err) if is_full(&err) => {
+                    make_room(&entry.path());
+                    made_room = true;
+                }
+                Err(err) => return Err(self.failed("clear", &tmp, err)),
             }
+        }
+        if dead.is_empty() && made_room {
+            dead.extend(self.new_workspace().ok());
         }
         if let Some(workspace) = dead.first() {
             self.set_orphans_aside(&self.read_index()?, workspace)?;
@@ -157,6 +185,33 @@ impl Store {
         })
     }
 
+    /// Deletes blobs and layers that `index` does not name where they are: on a full disk there may
+    /// be no place to move them to. The caller holds the store's lock.
+    pub(super) fn delete_orphans(&self, index: &crate::index::Index) -> Result<(), StoreError> {
+        let blobs = index.blobs();
+        let delete = |directory: &Path, keep: &dyn Fn(&str) -> bool| {
+            for entry in fs::read_dir(directory)? {
+                let entry = entry?;
+                if entry.file_name().to_str().is_some_and(keep) {
+                    continue;
+                }
+                if entry.file_type()?.is_dir() {
+                    // What is too deep for this waits for a command that has room.
+                    let _ = fs::remove_dir_all(entry.path());
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+            Ok(())
+        };
+        let path = self.blobs_path();
+        delete(&path, &|name| blobs.contains(name))
+            .map_err(|err| self.failed("clear", &path, err))?;
+        let path = self.layers_path();
+        delete(&path, &|name| index.layers.contains_key(name))
+            .map_err(|err| self.failed("clear", &path, err))
+    }
+
     fn set_aside(
         &self,
         directory: &Path,
@@ -164,17 +219,18 @@ impl Store {
         workspace: &Workspace,
         keep: impl Fn(&str) -> bool,
     ) -> Result<(), StoreError> {
-        let aside = workspace.path().join(format!("orphan-{kind}"));
+        // Directly there: on a full disk no directory can be made.
+        let aside = |name: &OsStr| {
+            let mut aside = OsString::from(format!("orphan-{kind}-"));
+            aside.push(name);
+            workspace.path().join(aside)
+        };
         let run = || {
             for entry in fs::read_dir(directory)? {
                 let name = entry?.file_name();
-                if name.to_str().is_some_and(&keep) {
-                    continue;
+                if !name.to_str().is_some_and(&keep) {
+                    fs::rename(directory.join(&name), aside(&name))?;
                 }
-                if !aside.exists() {
-                    DirBuilder::new().mode(0o700).create(&aside)?;
-                }
-                fs::rename(directory.join(&name), aside.join(&name))?;
             }
             Ok(())
         };

@@ -63,6 +63,13 @@ impl Layout {
         json!({"mediaType": media_type, "digest": digest, "size": bytes.len()})
     }
 
+    /// The document that a descriptor stands for.
+    pub(crate) fn document(&self, descriptor: &Value) -> Value {
+        let digest = descriptor["digest"].as_str().unwrap();
+        let file = format!("blobs/{}", digest.replace(':', "/"));
+        serde_json::from_slice(&self.files[&file]).unwrap()
+    }
+
     /// Adds blobs and manifest of an image, unlisted.
     pub(crate) fn manifest(&mut self, config: &Value, layers: &[(&[u8], Compression)]) -> Value {
         let config = self.blob(CONFIG_TYPE, config.to_string().as_bytes());

@@ -23,7 +23,7 @@ use crate::{
     container::{Containers, Record, Status, now},
     dirs::Dirs,
     exit, hint,
-    options::size,
+    options::{limits, size},
     table,
 };
 use progress::Bars;
@@ -179,8 +179,14 @@ pub(crate) fn open_store(dirs: &Dirs) -> Result<Store, image::StoreError> {
     Store::open(&dirs.store.join("images"))
 }
 
+/// The image store, to put images into: the environment may set how much those may ask for.
+pub(crate) fn open_store_to_fill(dirs: &Dirs) -> anyhow::Result<Store> {
+    let limits = limits::from_env()?;
+    Ok(Store::open_with(&dirs.store.join("images"), limits)?)
+}
+
 pub(crate) fn load(args: &LoadArgs) -> anyhow::Result<()> {
-    let store = open_store(&Dirs::from_env()?)?;
+    let store = open_store_to_fill(&Dirs::from_env()?)?;
     for source in &args.sources {
         let bars = Bars::new(!args.quiet);
         let images = store

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use image::{Platform, PullOptions, Pulled, Reference, Store, registry::Access};
 
-use super::image::{open_store, progress::Bars};
+use super::image::{open_store_to_fill, progress::Bars};
 use crate::dirs::Dirs;
 
 #[derive(Debug, clap::Args)]
@@ -47,7 +47,7 @@ pub(crate) enum When {
 }
 
 pub(crate) fn execute(args: &PullArgs) -> anyhow::Result<()> {
-    let store = open_store(&Dirs::from_env()?)?;
+    let store = open_store_to_fill(&Dirs::from_env()?)?;
     let options = PullOptions {
         platform: args.platform.clone().unwrap_or_else(Platform::host),
         access: Access {

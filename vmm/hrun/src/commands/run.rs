@@ -71,7 +71,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
     let dirs = Dirs::from_env()?;
     host::require_root()?;
     // A signal may end a pull at once: nothing but resumable downloads stays.
-    let store = super::image::open_store(&dirs)?;
+    let store = super::image::open_store_to_fill(&dirs)?;
     let image = find_image(&store, &options.image, implied, args.pull)?;
     // From here on every way out passes the drops below.
     let mut signals = Signals::catch().context("Failed to catch signals")?;

@@ -151,6 +151,10 @@ impl ImageLoad<'_> {
             compression,
             copy: copy.as_ref().map(|path| self.create(path)).transpose()?,
             limit: self.store.limits.layer_bytes,
+            expanded: match compression {
+                Compression::None => u64::MAX,
+                _ => self.store.limits.expanded(blob.size()),
+            },
             what,
             progress: self.progress,
         };
@@ -191,6 +195,12 @@ impl ImageLoad<'_> {
                     limit,
                 });
             }
+            Err(PassError::Bomb) => {
+                return Err(LoadError::Bomb {
+                    what: format!("Layer {what}"),
+                    ratio: self.store.limits.ratio,
+                });
+            }
             Err(PassError::Decompress(source, blob)) => {
                 check_digest(&blob)?;
                 return Err(LoadError::Decompress {
@@ -210,10 +220,13 @@ impl ImageLoad<'_> {
         }
         if let Some(Err(source)) = passed.unpacked {
             return Err(match source {
-                LayerError::System { source, .. } if is_full(&source) => self
-                    .store
-                    .failed("unpack to", self.workspace.path(), source)
-                    .into(),
+                LayerError::System { source, .. } | LayerError::Directory { source }
+                    if is_full(&source) =>
+                {
+                    self.store
+                        .failed("unpack to", self.workspace.path(), source)
+                        .into()
+                }
                 source => LoadError::Layer {
                     layer: what.clone(),
                     source,

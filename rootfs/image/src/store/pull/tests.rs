@@ -7,7 +7,6 @@ mod hostile;
 use std::sync::Mutex;
 
 use super::*;
-use crate::Limits;
 use crate::manifest::Compression;
 use crate::progress::Task;
 use crate::testing::Tar;

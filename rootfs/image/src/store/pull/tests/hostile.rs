@@ -3,80 +3,28 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::testing::layout::{CONFIG_TYPE, MANIFEST_TYPE, compress};
-
-/// A good image with a changed manifest.
-fn changed(change: impl Fn(&mut Value)) -> Layout {
-    let (mut layout, _) = two_layers();
-    let mut manifest = manifest_of(&layout);
-    change(&mut manifest);
-    layout.manifests.clear();
-    let manifest = layout.blob(MANIFEST_TYPE, manifest.to_string().as_bytes());
-    layout.list(manifest, None);
-    layout
-}
+use crate::testing::layout::{CONFIG_TYPE, MANIFEST_TYPE};
 
 #[test]
-fn manifests_that_mean_harm_are_refused_before_any_layer_is_fetched() {
-    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+fn nothing_of_an_image_with_a_bad_manifest_is_fetched() {
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 10] = [
-        (|m| m["layers"] = json!([]), "The image has no layers"),
-        (
-            |m| m["manifests"] = json!([]),
-            "has both manifests and layers",
-        ),
-        (|m| m["schemaVersion"] = json!(1), "schema version 1"),
-        (
-            |m| m["layers"][0]["size"] = json!(1u64 << 60),
-            "larger than 274877906944 bytes",
-        ),
-        (
-            |m| m["config"]["size"] = json!(1u64 << 40),
-            "larger than 4194304 bytes",
-        ),
-        (
-            |m| m["config"]["mediaType"] = json!("text/plain"),
-            "not of a container image",
-        ),
-        (
-            |m| {
-                let layer = m["layers"][0].clone();
-                m["layers"] = Value::Array(vec![layer; 501]);
-            },
-            "501 layers, more than the limit of 500",
-        ),
-        (
-            |m| {
-                m["layers"].as_array_mut().unwrap().pop();
-            },
-            "lists 1 layers, the configuration 2",
-        ),
-        (
-            |m| m["config"]["digest"] = json!(format!("sha256:{:064}", 0)),
-            "has no blob sha256:0000",
-        ),
-        (
-            |m| {
-                let size = m["config"]["size"].as_u64().unwrap();
-                m["config"]["size"] = json!(size + 1);
-            },
-            "bytes where",
-        ),
-    ];
-    let with_foreign = changed(|m| m["layers"][1]["mediaType"] = json!(foreign));
-    let foreign = (with_foreign, "is a foreign layer");
-    let cases = cases
-        .into_iter()
-        .map(|(change, expected)| (changed(change), expected))
-        .chain([foreign]);
-    for (layout, expected) in cases {
+    let foreign: Change = |m| {
+        m["layers"][1]["mediaType"] =
+            json!("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
+    };
+    let huge: Change = |m| m["layers"][1]["size"] = json!(1u64 << 60);
+    let ambiguous: Change = |m| m["manifests"] = json!([]);
+    for change in [foreign, huge, ambiguous] {
+        let (mut layout, _) = two_layers();
+        let mut manifest = manifest_of(&layout);
+        change(&mut manifest);
+        layout.manifests.clear();
+        let manifest = layout.blob(MANIFEST_TYPE, manifest.to_string().as_bytes());
+        layout.list(manifest, None);
         let registry = Registry::serve(&layout, honest);
         let bench = Bench::new();
-        let err = bench.refused(&registry);
-        assert!(err.contains(expected), "{expected}: {err}");
-        let asked = registry.take_blob_requests();
-        assert!(asked.len() <= 1, "{expected}: {asked:?}");
+        bench.refused(&registry);
+        assert_eq!(registry.take_blob_requests().len(), 0);
         assert!(bench.files("downloads").is_empty());
     }
 }
@@ -84,10 +32,11 @@ fn manifests_that_mean_harm_are_refused_before_any_layer_is_fetched() {
 #[test]
 fn endless_documents_are_not_read() {
     let (layout, _) = two_layers();
-    for (part, has_length) in [
-        ("/manifests/", true),
-        ("/manifests/", false),
-        ("/blobs/", false),
+    let more = "HRUN_LIMIT_MANIFEST_SIZE allows more";
+    for (part, has_length, expected) in [
+        ("/manifests/", true, more),
+        ("/manifests/", false, more),
+        ("/blobs/", false, "the most it may have"),
     ] {
         let registry = Registry::serve(&layout, move |request, mut reply| {
             if request.path.contains(part) {
@@ -97,7 +46,7 @@ fn endless_documents_are_not_read() {
             reply
         });
         let err = Bench::new().refused(&registry);
-        assert!(err.contains("the most it may have"), "{err}");
+        assert!(err.contains(expected), "{err}");
     }
 }
 
@@ -159,29 +108,6 @@ fn a_manifest_that_is_not_what_the_registry_states_is_refused() {
     });
     let err = Bench::new().refused(&registry);
     assert!(err.contains("it was damaged or replaced"), "{err}");
-}
-
-#[test]
-fn a_layer_with_another_diff_id_is_refused_and_not_kept() {
-    let (a, b) = (layer("a", 1), layer("b", 2));
-    let mut layout = Layout::new();
-    let manifest = layout.manifest(&config(&[&b]), &[(&a, Compression::Gzip)]);
-    layout.list(manifest, None);
-    let bench = Bench::new();
-    let err = bench.refused(&Registry::serve(&layout, honest));
-    assert!(err.contains("as the configuration says"), "{err}");
-    assert!(bench.files("downloads").is_empty());
-}
-
-#[test]
-fn a_layer_that_escapes_is_refused_as_in_an_archive() {
-    let tar = Tar::new().file("../../escaped", b"x").finish();
-    let mut layout = Layout::new();
-    layout.image(&[&tar], None);
-    let bench = Bench::new();
-    let err = bench.refused(&Registry::serve(&layout, honest));
-    assert!(err.contains("escaped"), "{err}");
-    assert!(!bench.dir.path().join("escaped").exists());
 }
 
 #[test]
@@ -272,23 +198,4 @@ fn a_redirect_on_this_machine_is_followed() {
     });
     Bench::new().pull(&registry).unwrap();
     assert_eq!(elsewhere.take_blob_requests().len(), 3);
-}
-
-#[test]
-fn a_bomb_is_refused() {
-    let tar = Tar::new().file("zeros", &vec![0; 4 << 20]).finish();
-    let mut layout = Layout::new();
-    layout.image(&[&tar], None);
-    assert!(compress(&tar, Compression::Gzip).len() < 100_000);
-    let registry = Registry::serve(&layout, honest);
-    let bench = Bench::new();
-    let limits = Limits {
-        layer_bytes: 1 << 20,
-        ..Limits::default()
-    };
-    let store = Store::open_with(&bench.dir.path().join("store"), limits).unwrap();
-    let reference = format!("{}/app:test", registry.name()).parse().unwrap();
-    let err = store.pull(&reference, &bench.options, &bench).unwrap_err();
-    assert!(chain(&err).contains("more than 1048576 bytes"), "{err}");
-    assert!(bench.files("downloads").is_empty());
 }
