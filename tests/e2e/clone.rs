@@ -145,6 +145,7 @@ fn fired_sensibly(outcome: &Outcome) -> Result<()> {
     ensure!(armed < *started, "it was armed in the clone");
     ensure!(times.is_sorted(), "the clock went backwards");
     // Not before its time, and not when the clone's time had passed it by long.
-    ensure!((5.0..8.0).contains(&(fired - armed)), "{}", fired - armed);
+    // On a busy machine who waits for it may be late.
+    ensure!((5.0..20.0).contains(&(fired - armed)), "{}", fired - armed);
     Ok(())
 }

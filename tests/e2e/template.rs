@@ -62,7 +62,11 @@ pub(crate) fn way(outcome: &Outcome) -> Result<String> {
 fn the_ways_to_a_vm_are_told_and_can_be_chosen(case: &Case) -> Result<()> {
     let run = |args: &[&str]| {
         let timeline = ["--timeline=json"].iter().chain(args);
-        case.run(timeline).args(["busybox", "true"]).run()?.exits(0)
+        case.run(timeline)
+            .args(["busybox", "true"])
+            .env("HRUN_POOL", "")
+            .run()?
+            .exits(0)
     };
     for (args, expected) in [
         (&["--start", "boot"][..], "boot"),
@@ -73,6 +77,7 @@ fn the_ways_to_a_vm_are_told_and_can_be_chosen(case: &Case) -> Result<()> {
         ensure!(way == expected, "{args:?} went by {way}");
     }
     case.run(["--start", "pool", "busybox", "true"])
+        .env("HRUN_POOL", "")
         .run()?
         .fails_saying(&["pool"])?;
     Ok(())
