@@ -3,7 +3,9 @@
 //! A [`Store`] is a root-only directory of verified blobs and unpacked layers. [`Store::load`]
 //! fills it from OCI archives and layouts and from `docker save` archives, [`Store::pull`] from
 //! registries; [`Store::find`] gives the [`Image`] for a name, and [`Image::layers`] its lower
-//! directories. Mounting them, and everything else that makes a container, is the caller's.
+//! directories. What a container wrote on top of those becomes an image by
+//! [`Store::build_from_changes`], and goes to others by [`Store::save`] and [`Store::push`].
+//! Mounting layers, and everything else that makes a container, is the caller's.
 //!
 //! Archives and registries are hostile until proven otherwise: nothing in them is named by path strings on the
 //! host (module `tree`), nothing unverified becomes visible in the store ([`Store::load`]), and every

@@ -22,6 +22,8 @@ Examples:
   hrun run --rm busybox uname -r       Run a command in a VM of its own, pulling what is missing
   hrun run -it --rm busybox sh         Have a shell there
   hrun busybox echo hi                 The same as hrun run busybox echo hi
+  hrun commit box tools:1              Make an image of what a container has become
+  hrun push registry.example/tools:1   Bring an image to a registry
   hrun doctor                          See whether this machine can do it
 
 Environment:
