@@ -152,6 +152,7 @@ fn vm(class: Class, origin: Origin, cid: u32, places: &Places) -> VmConfig {
             socket: places.vsock.clone(),
         }),
         shares: Vec::new(),
+        disks: Vec::new(),
         console: None,
         start_paused: false,
         profile: None,
