@@ -1,4 +1,5 @@
 mod damage;
+mod erofs;
 mod life;
 mod load;
 mod save;
