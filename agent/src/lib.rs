@@ -12,6 +12,7 @@ mod cgroup;
 mod connection;
 mod container;
 mod log;
+mod overlay;
 mod paths;
 mod poller;
 mod process;

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol. Host and agent refuse to work with another one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Host port (CID 2) to which the agent connects once, when it is ready for work.
 pub const READY_PORT: u32 = 1024;
@@ -174,6 +174,48 @@ pub enum Source {
     Tmpfs {
         /// Data for `mount(2)`, such as `size=64m,mode=1777`.
         options: String,
+    },
+    /// An overlayfs of the guest's own: changes go to `upper`. For a root file system only.
+    Overlay {
+        /// What it shows before anything is changed.
+        lower: Lower,
+        /// Takes the changes.
+        upper: Upper,
+    },
+}
+
+/// What is read-only below an overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lower {
+    /// A directory of a virtio-fs share.
+    Share {
+        /// Its virtio-fs tag.
+        tag: String,
+        /// Path below the share's root.
+        path: String,
+    },
+    /// An EROFS on a disk.
+    Disk {
+        /// Which of the VM's disks, counted from 0.
+        number: u8,
+    },
+}
+
+/// What takes the changes of an overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upper {
+    /// A new tmpfs: changes are in the guest's memory and go with the container. Its root has the
+    /// owner and the mode of the lower one.
+    Tmpfs {
+        /// Data for `mount(2)`.
+        options: String,
+    },
+    /// A directory of a virtio-fs share with the directories `upper` and `work`.
+    Share {
+        /// Its virtio-fs tag.
+        tag: String,
+        /// Path below the share's root.
+        path: String,
     },
 }
 

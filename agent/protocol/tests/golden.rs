@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 2);
+    assert_eq!(VERSION, 3);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -108,6 +108,28 @@ fn create() {
             read_only: true,
         })),
         "330000000101010004726f6f7400012f0003626f7801010773697a653d316d042f746d7001010a2f6574632f686f73747302780aa40301",
+    );
+}
+
+#[test]
+fn overlay() {
+    let share = |path: &str| ("root".to_owned(), path.to_owned());
+    let (tag, path) = share("lower");
+    let lower = Lower::Share { tag, path };
+    let (tag, path) = share("rw");
+    let upper = Upper::Share { tag, path };
+    golden(
+        &Source::Overlay { lower, upper },
+        "16000000020004726f6f74056c6f7765720104726f6f74027277",
+    );
+    golden(
+        &Source::Overlay {
+            lower: Lower::Disk { number: 1 },
+            upper: Upper::Tmpfs {
+                options: "size=1m".into(),
+            },
+        },
+        "0c000000020101000773697a653d316d",
     );
 }
 

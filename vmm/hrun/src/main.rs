@@ -19,6 +19,7 @@ mod parts;
 mod poll;
 mod pool;
 mod relay;
+mod rootfs;
 mod sandbox;
 mod session;
 mod signals;
