@@ -15,6 +15,7 @@ mod image;
 mod pool;
 mod pull;
 mod resources;
+mod rootfs;
 mod run;
 mod signals;
 mod stdio;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         volumes::tests(),
         hostile::tests(),
         resources::tests(),
+        rootfs::tests(),
         image::tests(),
         pull::tests(),
         debian::tests(),
