@@ -51,6 +51,9 @@ pub struct Config {
     pub cgroup: OwnedFd,
     /// `/dev/urandom`
     pub urandom: OwnedFd,
+    /// `/dev/vsock`, which knows what sets a VM apart from others. An agent without one, outside a
+    /// VM, serves as it is.
+    pub vsock: Option<OwnedFd>,
     /// Mounts the shares that containers name.
     pub mount_share: MountShare,
     /// What to say on control connections.
@@ -90,6 +93,8 @@ pub struct Agent {
     cgroup: Rc<OwnedFd>,
     /// The agent itself, for the way back from another pid namespace.
     own: OwnedFd,
+    /// The context identifier of the VM that was made different from every other.
+    personal: Option<u32>,
     connections: BTreeMap<u32, Connection>,
     connections_made: u32,
     streams: BTreeMap<(ProcessId, Stream), WaitingStream>,
@@ -139,6 +144,7 @@ impl Agent {
             buffer: vec![0; READ],
             cgroup: Rc::new(cgroup),
             own,
+            personal: None,
             connections: BTreeMap::new(),
             connections_made: 0,
             streams: BTreeMap::new(),

@@ -4,8 +4,7 @@
 //! the agent has said that it is ready, and what was done by then is free for every container.
 //!
 //! Boundary: knows the initramfs and the VM. Only what the agent itself needs is mounted: neither
-//! `/proc` nor `/sys` nor a devtmpfs, as containers have their own and the initramfs brings the
-//! three device nodes that count.
+//! `/proc` nor `/sys`, as containers have their own.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -27,6 +26,7 @@ const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
 /// Directories of the initramfs.
 const STAGING: &str = "/run";
+const DEV: &str = "/dev";
 const CGROUP: &str = "/cgroup";
 const NEW_ROOT: &str = "/new";
 
@@ -78,6 +78,8 @@ fn boot(started_us: u64) -> Result<(), BootError> {
     // agent's turn comes when the process waits, or with the next tick. Containers undo this.
     sys::set_scheduler(libc::SCHED_BATCH).map_err(step("set the scheduling policy"))?;
     leave_rootfs().map_err(step("move the root directory"))?;
+    mount::mount("devtmpfs", DEV, "devtmpfs", MountFlags::empty(), None)
+        .map_err(step("mount the devices"))?;
     mount::mount("cgroup2", CGROUP, "cgroup2", MountFlags::empty(), None)
         .map_err(step("mount the cgroups"))?;
     sys::loopback_up().map_err(step("bring the loopback interface up"))?;
@@ -89,6 +91,7 @@ fn boot(started_us: u64) -> Result<(), BootError> {
         staging: Path::new(STAGING).to_owned(),
         cgroup: open(CGROUP, OFlags::DIRECTORY).map_err(step("open the cgroups"))?,
         urandom: open("/dev/urandom", OFlags::RDWR).map_err(step("open /dev/urandom"))?,
+        vsock: Some(open("/dev/vsock", OFlags::RDONLY).map_err(step("open /dev/vsock"))?),
         mount_share: mount_virtiofs,
         hello: hello(started_us).map_err(step("count the processors"))?,
     })?;

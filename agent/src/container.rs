@@ -106,7 +106,7 @@ impl Kept {
 /// Namespaces with the usual mounts, for a container that is not known yet.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
-    /// The share that is its root already, with the usual mounts in their places.
+    /// The share that is its root already: the twin lives in it, with the usual mounts in place.
     root: Option<String>,
     twin: Twin,
     cgroup: Cgroup,
@@ -197,6 +197,7 @@ impl Sandbox {
                 if let Some(tag) = &root {
                     let root = place.mount_root(tag)?;
                     place.move_in(root.as_fd())?;
+                    change_root(root.as_fd())?;
                 }
                 Ok(devices)
             })
@@ -396,9 +397,10 @@ impl Container {
             .run(|| {
                 Assembly {
                     place,
+                    prepared,
                     shares: Vec::new(),
                 }
-                .assemble(spec, prepared)
+                .assemble(spec)
             })
             .ok_or(ContainerError::Died)??;
         Ok(Self {
@@ -414,15 +416,16 @@ impl Container {
 /// A root file system while it is put together; runs in the sandbox.
 struct Assembly<'a> {
     place: Place<'a>,
+    /// Whether the root was prepared with the sandbox, and changed to: the staging directory is gone.
+    prepared: bool,
     /// The shares that are mounted already, by tag. The root's is not among them: mounts in it would be in the way.
     shares: Vec<(String, OwnedFd)>,
 }
 
 impl Assembly<'_> {
-    /// Puts the container together; its root may have been `prepared` with the sandbox.
-    fn assemble(mut self, spec: &agent_protocol::Container, prepared: bool) -> Result<OwnedFd> {
-        let root = if prepared {
-            open_place(&self.place.at(ROOT))?
+    fn assemble(mut self, spec: &agent_protocol::Container) -> Result<OwnedFd> {
+        let root = if self.prepared {
+            open_place(Path::new("/"))?
         } else {
             let root = self.mount_root(&spec.root)?;
             self.place.move_in(root.as_fd())?;
@@ -436,19 +439,38 @@ impl Assembly<'_> {
         for mount in &spec.mounts {
             self.mount(root.as_fd(), mount)?;
         }
+        self.unstage_shares()?;
         rustix::system::sethostname(spec.hostname.as_bytes())
             .map_err(failed("set the host name", &spec.hostname))?;
         if spec.read_only || spec.root.read_only {
             sys::mount_read_only(root.as_fd(), c"", false)
                 .map_err(failed("make read-only", "the root file system"))?;
         }
-        // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and
-        // with it goes everything of the agent's.
-        process::fchdir(&root)
-            .and_then(|()| process::pivot_root(".", "."))
-            .and_then(|()| mount::unmount(".", UnmountFlags::DETACH))
-            .map_err(failed("change to", "the root file system"))?;
+        if !self.prepared {
+            change_root(root.as_fd())?;
+        }
         Ok(root)
+    }
+
+    /// Where shares are mounted before parts of them get to their places.
+    fn share_stage(&self) -> PathBuf {
+        if self.prepared {
+            PathBuf::from("/dev/.shares")
+        } else {
+            self.place.at(SHARE)
+        }
+    }
+
+    /// Without a staging directory, which goes with the old root, shares are to be put away.
+    fn unstage_shares(&mut self) -> Result<()> {
+        if !self.prepared || self.shares.is_empty() {
+            return Ok(());
+        }
+        let stage = self.share_stage();
+        for (tag, _) in self.shares.drain(..) {
+            mount::unmount(&stage, UnmountFlags::DETACH).map_err(failed("hide share", tag))?;
+        }
+        fs::rmdir(&stage).map_err(failed("remove", stage.display().to_string()))
     }
 
     fn mount_root(&mut self, root: &Mount) -> Result<OwnedFd> {
@@ -520,7 +542,10 @@ impl Assembly<'_> {
             Some(index) => index,
             None => {
                 // One over the other: they are reached by descriptor.
-                let target = self.place.at(SHARE);
+                let target = self.share_stage();
+                if self.prepared {
+                    make_dir(&target)?;
+                }
                 (self.place.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
                 self.shares.push((tag.to_owned(), open_place(&target)?));
                 self.shares.len() - 1
@@ -540,6 +565,16 @@ impl Assembly<'_> {
             | OpenTreeFlags::AT_EMPTY_PATH;
         mount::open_tree(place, "", flags).map_err(failed("bind", what()))
     }
+}
+
+/// Changes to the root directory `root`, a mount.
+fn change_root(root: BorrowedFd<'_>) -> Result<()> {
+    // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and with
+    // it goes everything of the agent's.
+    process::fchdir(root)
+        .and_then(|()| process::pivot_root(".", "."))
+        .and_then(|()| mount::unmount(".", UnmountFlags::DETACH))
+        .map_err(failed("change to", "the root file system"))
 }
 
 /// Attaches a mount to a place in the container; `from_path` is empty for the mount `from` itself.

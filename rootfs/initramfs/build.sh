@@ -60,7 +60,8 @@ encoded=$(printf '\x1f%s' "${flags[@]}")
 # --- The archive -----------------------------------------------------------------
 
 # What is in it besides /init: type and mode in octal as in stat(2), major, minor, name.
-# Directories are mount points of the agent; it has no devtmpfs.
+# Directories are mount points of the agent. Devices are those that are wanted before it has a
+# devtmpfs: by the kernel for init, by Rust for standard streams, and for a last word.
 entries='
 040755 0 0 dev
 040755 0 0 run
@@ -68,7 +69,6 @@ entries='
 040755 0 0 new
 020600 5 1 dev/console
 020666 1 3 dev/null
-020600 1 9 dev/urandom
 020600 1 11 dev/kmsg
 '
 

@@ -6,6 +6,7 @@
 
 mod bench;
 mod cleanup;
+mod clone;
 mod debian;
 mod doctor;
 mod environment;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         pull::tests(),
         debian::tests(),
         template::tests(),
+        clone::tests(),
         template_image::tests(),
         pool::tests(),
         cleanup::tests(),

@@ -89,7 +89,9 @@ fn end(daemon: Running) -> Result<()> {
 
 /// A container that takes its VM from the pool or fails.
 fn from_pool(case: &Case, words: &[&str]) -> tests::Invocation {
-    case.run(words.iter().copied()).env("HRUN_START", "pool")
+    case.run(words.iter().copied())
+        .env("HRUN_START", "pool")
+        .env("HRUN_POOL", "")
 }
 
 fn without_a_daemon_there_is_no_pool(case: &Case) -> Result<()> {
@@ -317,10 +319,10 @@ fn many_starts_leave_the_daemon_as_it_was(case: &Case) -> Result<()> {
         })?;
         Ok(fs::read_dir(format!("/proc/{}/fd", daemon.pid()))?.count())
     };
-    case.run(["busybox", "true"]).run()?.exits(0)?;
+    from_pool(case, &["busybox", "true"]).run()?.exits(0)?;
     let before = files()?;
     for _ in 0..rounds {
-        case.run(["busybox", "true"]).run()?.exits(0)?;
+        from_pool(case, &["busybox", "true"]).run()?.exits(0)?;
     }
     let after = files()?;
     ensure!(after <= before, "{before} open files became {after}");

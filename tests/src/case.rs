@@ -19,6 +19,7 @@ use crate::{
     command::eventually,
     leaks::LeakCheck,
     processes::{self, Process},
+    way::{Pool, Way},
 };
 
 /// What a test's image store holds at first.
@@ -56,6 +57,8 @@ pub(crate) struct Shared {
     containers: AtomicUsize,
     stores: [OnceLock<Result<PathBuf, String>>; Store::ALL.len()],
     templates: OnceLock<PathBuf>,
+    way: Way,
+    pool: OnceLock<Result<Pool, String>>,
 }
 
 impl Shared {
@@ -73,7 +76,33 @@ impl Shared {
             containers: AtomicUsize::new(0),
             stores: Default::default(),
             templates: OnceLock::new(),
+            way: Way::from_env()?,
+            pool: OnceLock::new(),
         })
+    }
+
+    /// The pool that all cases share, if their containers are to come from one: its socket.
+    fn pool(&self) -> Result<Option<&Path>> {
+        if self.way != Way::Pool {
+            return Ok(None);
+        }
+        let store = self.templates()?.with_file_name("");
+        let socket = self.dir().join("pool.sock");
+        let pool = self.pool.get_or_init(|| {
+            Pool::serve(&self.built, &store, socket).map_err(|error| format!("{error:#}"))
+        });
+        match pool {
+            Ok(pool) => Ok(Some(pool.socket())),
+            Err(error) => Err(anyhow!("{error}")),
+        }
+    }
+
+    /// Ends what all cases shared.
+    pub(crate) fn finish(&self) -> Result<()> {
+        match self.pool.get() {
+            Some(Ok(pool)) => pool.end(),
+            Some(Err(_)) | None => Ok(()),
+        }
     }
 
     /// How many containers were run, each in a VM of its own.
@@ -142,6 +171,7 @@ impl Shared {
 pub struct Case<'a> {
     shared: &'a Shared,
     dir: PathBuf,
+    pool: Option<PathBuf>,
     leaks: LeakCheck,
 }
 
@@ -161,8 +191,14 @@ impl<'a> Case<'a> {
         ensure!(copied.success(), "Failed to copy a store: cp: {copied}");
         symlink(shared.templates()?, dir.join("store/templates"))
             .context("Failed to share templates")?;
+        let pool = shared.pool()?.map(Path::to_path_buf);
         let leaks = LeakCheck::of(&dir);
-        Ok(Self { shared, dir, leaks })
+        Ok(Self {
+            shared,
+            dir,
+            pool,
+            leaks,
+        })
     }
 
     /// The built binaries and images.
@@ -207,6 +243,9 @@ impl<'a> Case<'a> {
         Invocation::new(program)
             .env("HRUN_STATE", self.state())
             .env("HRUN_STORE", self.store())
+            // A pool in there, if any.
+            .env("HRUN_POOL", "")
+            .env("HRUN_START", self.shared.way.start())
             // No test asks a registry of the world.
             .env("HRUN_PULL", "never")
             // Patience for machines where everything else runs as well.
@@ -221,7 +260,9 @@ impl<'a> Case<'a> {
         I::Item: AsRef<str>,
     {
         self.shared.containers.fetch_add(1, Ordering::Relaxed);
+        let pool = self.pool.as_deref().unwrap_or(Path::new(""));
         self.hrun(["run", "--rm"])
+            .env("HRUN_POOL", pool)
             .args(args.into_iter().map(|arg| arg.as_ref().to_owned()))
     }
 

@@ -16,6 +16,7 @@ mod proxy;
 mod registry;
 mod suite;
 mod terminal;
+mod way;
 
 pub use built::Built;
 pub use case::{Case, Store};

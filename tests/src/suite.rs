@@ -125,6 +125,10 @@ impl Suite {
             "e2e: {} containers were run, each in a VM of its own",
             shared.containers()
         );
+        if let Err(error) = shared.finish() {
+            eprintln!("e2e: {error:#}");
+            return ExitCode::FAILURE;
+        }
         let left = left_on_machine(&machine, shared.dir());
         for line in &left {
             eprintln!("e2e: after all tests: {line}");

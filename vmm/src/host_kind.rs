@@ -49,8 +49,8 @@ const PROBE: [u8; 18] = [
 /// The other words make it do less: changes of mounts wait for RCU, and not for the next tick but for
 /// an expedited grace period; kernel memory is not charged to cgroups, as the VM bounds it. Measured
 /// with a tick of 100 ms instead of 50: a start takes 14 % less CPU time.
-const SOFTWARE_CMDLINE: &str =
-    "emulated_kernel clocksource=kvm-clock rcupdate.rcu_expedited=1 cgroup_disable=memory";
+const SOFTWARE_CMDLINE: &str = "emulated_kernel clocksource=kvm-clock no-kvmapf \
+    rcupdate.rcu_expedited=1 cgroup_disable=memory";
 
 /// Failure to find out.
 #[derive(Debug, thiserror::Error)]

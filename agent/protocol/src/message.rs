@@ -85,7 +85,9 @@ pub struct Request {
 /// What can be asked of the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
-    /// Make this VM different from every other: clock and randomness. Comes before any workload.
+    /// Make this VM different from every other: clock and randomness. Comes before any workload, and
+    /// a clone of a VM that was made different is the same as every other again. Answered by
+    /// [`Event::Personalized`].
     Personalize(Personality),
     /// Set a container up: root file system, mounts, devices, host name.
     Create(Box<Container>),
@@ -315,6 +317,15 @@ pub enum Event {
         process: ProcessId,
         /// How it ended.
         status: ExitStatus,
+    },
+    /// [`Action::Personalize`] was carried out, and this is what the guest is now.
+    Personalized {
+        /// Its identifier.
+        request: u32,
+        /// Its context identifier, as its kernel knows it.
+        cid: u32,
+        /// Its wall clock, in nanoseconds since the Unix epoch.
+        realtime_ns: u64,
     },
 }
 

@@ -196,6 +196,14 @@ fn signal_resize_shutdown() {
 #[test]
 fn events() {
     golden(&Event::Done { request: 300 }, "0300000000ac02");
+    golden(
+        &Event::Personalized {
+            request: 1,
+            cid: 300,
+            realtime_ns: 1_700_000_000_000_000_000,
+        },
+        "0d0000000301ac028080a8b1e39fe7cb17",
+    );
     let kinds = [
         (Failure::NotFound, "06000000010100026e6f"),
         (Failure::NotExecutable, "06000000010101026e6f"),

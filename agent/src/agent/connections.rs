@@ -111,7 +111,11 @@ impl Agent {
             && let Some(request) = connection.request()?
         {
             let result = match request.action {
-                Action::Personalize(personality) => self.personalize(&personality),
+                Action::Personalize(personality) => {
+                    let personalized = self.personalize(request.id, &personality);
+                    self.tell(id, request.id, personalized);
+                    continue;
+                }
                 Action::Prepare { root } => self.prepare(&root),
                 Action::Create(spec) => self.create(&spec),
                 Action::Start(process) => {
@@ -144,18 +148,24 @@ impl Agent {
         request: u32,
         result: Result<(), RequestError>,
     ) {
-        let event = match result {
-            Ok(()) => Event::Done { request },
-            Err(error) => {
-                let mut message = explain(&error);
-                message.truncate(message.floor_char_boundary(MAX_MESSAGE));
-                Event::Failed {
-                    request,
-                    kind: error.failure(),
-                    message,
-                }
+        self.tell(
+            connection,
+            request,
+            result.map(|()| Event::Done { request }),
+        );
+    }
+
+    /// Tells what came of a request.
+    fn tell(&mut self, connection: u32, request: u32, result: Result<Event, RequestError>) {
+        let event = result.unwrap_or_else(|error| {
+            let mut message = explain(&error);
+            message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+            Event::Failed {
+                request,
+                kind: error.failure(),
+                message,
             }
-        };
+        });
         if let Some(connection) = self.connections.get_mut(&connection) {
             connection.tell(&event);
         }

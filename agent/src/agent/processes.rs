@@ -79,6 +79,9 @@ impl Agent {
         if !self.containers.contains_key(&spec.container) {
             return Err(RequestError::NoContainer(spec.container.0));
         }
+        if !self.is_personal()? {
+            return Err(RequestError::NotPersonal);
+        }
         Ok(())
     }
 

@@ -4,8 +4,8 @@
 
 use std::os::fd::AsFd;
 
-use agent_protocol::{Failure, Personality, ProcessId, WindowSize};
-use rustix::time::{ClockId, Timespec, clock_settime};
+use agent_protocol::{Event, Failure, Personality, ProcessId, WindowSize};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::Agent;
 use super::processes::Running;
@@ -29,6 +29,8 @@ pub(super) enum RequestError {
     ContainerExists(u32),
     #[error("{0} is no signal")]
     NoSignal(i32),
+    #[error("This VM was not told what makes it different from every other")]
+    NotPersonal,
     #[error("Failed to prepare for a container on share {root}")]
     Prepare {
         root: String,
@@ -54,6 +56,7 @@ impl RequestError {
             | Self::NoContainer(_)
             | Self::ContainerExists(_)
             | Self::NoSignal(_)
+            | Self::NotPersonal
             | Self::Create {
                 source: ContainerError::HostName(_),
                 ..
@@ -74,7 +77,11 @@ pub(super) fn system<E: Into<std::io::Error>>(
 }
 
 impl Agent {
-    pub(super) fn personalize(&mut self, personality: &Personality) -> Result<(), RequestError> {
+    pub(super) fn personalize(
+        &mut self,
+        request: u32,
+        personality: &Personality,
+    ) -> Result<Event, RequestError> {
         const SECOND: u64 = 1_000_000_000;
         sys::reseed(self.config.urandom.as_fd(), &personality.entropy)
             .map_err(system("seed the random number generator"))?;
@@ -85,7 +92,30 @@ impl Agent {
             tv_sec: (ns / SECOND).cast_signed(),
             tv_nsec: (ns % SECOND).cast_signed(),
         };
-        clock_settime(ClockId::Realtime, time).map_err(system("set the clock"))
+        clock_settime(ClockId::Realtime, time).map_err(system("set the clock"))?;
+        let cid = self.cid()?;
+        self.personal = Some(cid);
+        let now = clock_gettime(ClockId::Realtime);
+        Ok(Event::Personalized {
+            request,
+            cid,
+            realtime_ns: now.tv_sec.cast_unsigned() * SECOND + now.tv_nsec.cast_unsigned(),
+        })
+    }
+
+    /// Whether this VM was made different from every other. What a template was told is not true
+    /// of its clones, which have other context identifiers.
+    pub(super) fn is_personal(&self) -> Result<bool, RequestError> {
+        Ok(self.config.vsock.is_none() || self.personal == Some(self.cid()?))
+    }
+
+    fn cid(&self) -> Result<u32, RequestError> {
+        match &self.config.vsock {
+            Some(vsock) => {
+                sys::local_cid(vsock.as_fd()).map_err(system("ask for the context identifier"))
+            }
+            None => Ok(sys::HOST_CID),
+        }
     }
 
     pub(super) fn make_sandbox(&mut self, root: Option<String>) -> Result<Sandbox, ContainerError> {

@@ -155,6 +155,22 @@ pub(crate) fn mount_read_only(dir: BorrowedFd<'_>, path: &CStr, recursive: bool)
     Ok(())
 }
 
+/// The context identifier of this VM; `vsock` is `/dev/vsock`.
+pub(crate) fn local_cid(vsock: BorrowedFd<'_>) -> io::Result<u32> {
+    /// `_IO(7, 0xb9)` of linux/vm_sockets.h.
+    const IOCTL_VM_SOCKETS_GET_LOCAL_CID: libc::c_ulong = 0x7b9;
+    let mut cid = 0u32;
+    // SAFETY: the ioctl writes an unsigned int.
+    check(unsafe {
+        libc::ioctl(
+            vsock.as_raw_fd(),
+            IOCTL_VM_SOCKETS_GET_LOCAL_CID,
+            &raw mut cid,
+        )
+    })?;
+    Ok(cid)
+}
+
 /// Adds entropy to the kernel's random number generator, credits it, and reseeds from it.
 pub(crate) fn reseed(urandom: BorrowedFd<'_>, entropy: &[u8; 32]) -> io::Result<()> {
     /// `struct rand_pool_info` of linux/random.h.

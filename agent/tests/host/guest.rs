@@ -2,19 +2,22 @@
 //!
 //! The agent runs in a thread; its containers are real, made of directories of this host.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use agent::{Agent, Config};
 use agent_protocol::*;
+use rustix::fs::CWD;
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, mount_bind_recursive, move_mount, open_tree};
 
 /// Longer than anything takes, shorter than a person's patience.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,8 +40,29 @@ fn cgroups() -> PathBuf {
         .expect("a host with a cgroup2 file system")
 }
 
+/// Trees that are attached nowhere, by the tag they were given.
+static TREES: Mutex<BTreeMap<String, OwnedFd>> = Mutex::new(BTreeMap::new());
+
+/// A share that can be mounted once, from any mount namespace and root: its tag.
+pub fn tree(path: &str) -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let tag = format!("tree{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = open_tree(CWD, path, flags | OpenTreeFlags::AT_RECURSIVE).unwrap();
+    TREES.lock().unwrap().insert(tag.clone(), tree);
+    tag
+}
+
 fn mount_directory(tag: &str, target: &Path) -> std::io::Result<()> {
-    Ok(rustix::mount::mount_bind_recursive(tag, target)?)
+    let tree = TREES.lock().unwrap().remove(tag);
+    match tree {
+        Some(tree) => {
+            let whole = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+            move_mount(tree, "", CWD, target, whole)?;
+        }
+        None => mount_bind_recursive(tag, target)?,
+    }
+    Ok(())
 }
 
 impl Guest {
@@ -70,6 +94,7 @@ impl Guest {
             staging,
             cgroup: open(&cgroup),
             urandom: open(Path::new("/dev/urandom")),
+            vsock: None,
             mount_share: mount_directory,
             hello: Hello {
                 version: VERSION,

@@ -4,7 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 use agent_protocol::*;
 
-use crate::guest::{Guest, share, shell};
+use crate::guest::{Guest, share, shell, tree};
 
 fn create(guest: &Guest, change: impl FnOnce(&mut Container)) -> Result<(), (Failure, String)> {
     let mut container = guest.container();
@@ -270,16 +270,28 @@ fn a_prepared_root_serves_one_container_after_the_other() {
     let root = guest.root("").display().to_string();
     for round in 0..3 {
         control.ask(Action::Prepare { root: root.clone() });
-        control.ask(Action::Create(Box::new(guest.container())));
-        let script =
-            "hostname; cat /round; ls -d /proc/1 /sys/class /dev/null; grep -c kept /proc/mounts";
+        let mut container = guest.container();
+        let tag = tree("/usr");
+        container.mounts = ["", "bin/env"]
+            .map(|path| Mount {
+                source: Source::Share {
+                    tag: tag.clone(),
+                    path: path.into(),
+                },
+                target: format!("/usr/{path}"),
+                read_only: true,
+            })
+            .into();
+        control.ask(Action::Create(Box::new(container)));
+        let script = "hostname; cat /round; ls -d /proc/1 /sys/class /dev/null /dev/.shares; \
+            grep -c -e kept -e shares /proc/mounts; grep -c /usr/bin/env /proc/mounts";
         let mut process = shell(round, script);
         process.container = guest.container().id;
         std::fs::write(guest.root("round"), format!("{round}\n")).unwrap();
         let output = guest.run(&mut control, process);
         assert_eq!(
             output.stdout,
-            format!("testbox\n{round}\n/dev/null\n/proc/1\n/sys/class\n0\n")
+            format!("testbox\n{round}\n/dev/null\n/proc/1\n/sys/class\n0\n1\n")
         );
     }
 }

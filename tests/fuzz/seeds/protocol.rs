@@ -41,6 +41,11 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         .collect::<Vec<_>>();
     let events = [
         Event::Done { request: 1 },
+        Event::Personalized {
+            request: 1,
+            cid: 3,
+            realtime_ns: 1,
+        },
         Event::Failed {
             request: 2,
             kind: Failure::NotFound,

@@ -29,7 +29,7 @@ impl Moment {
 }
 
 /// The host's wall clock, in nanoseconds since the Unix epoch.
-fn realtime_ns() -> u64 {
+pub(crate) fn realtime_ns() -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -13,6 +13,7 @@ mod dirs;
 mod exit;
 mod hint;
 mod host;
+mod identity;
 mod memory;
 mod options;
 mod parts;

@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::{
     agent::{ConnectError, Control, ControlError, connect},
+    identity::{Identity, NotPersonal},
     poll,
     relay::{Relay, RelayError, Streams},
     signals::{self, Signals},
@@ -35,6 +36,8 @@ pub(crate) struct Start {
     /// All that has to be done, the last of it being the start of `process`.
     pub(crate) actions: Vec<Action>,
     pub(crate) process: ProcessId,
+    /// The context identifier that the VM was given.
+    pub(crate) cid: u32,
     pub(crate) stdio: Stdio,
     /// Whether our standard input goes to the process.
     pub(crate) input: bool,
@@ -60,6 +63,9 @@ pub(crate) enum SessionError {
     /// The terminal cannot be made raw.
     #[error("Failed to put the terminal into raw mode")]
     Terminal(#[source] io::Error),
+    /// The VM could be taken for another one: nothing must run in it.
+    #[error(transparent)]
+    NotPersonal(#[from] NotPersonal),
     /// hrun itself got stuck.
     #[error("Failed to wait for the container")]
     Wait(#[source] io::Error),
@@ -85,6 +91,7 @@ pub(crate) fn run(
             .expect("a start has a handful of actions")
             .saturating_sub(1),
         steps: start.actions.iter().map(step).collect(),
+        identity: Identity::new(start.cid),
         status: None,
     };
     let mut control = Control::open(vsock, start.actions)?;
@@ -157,19 +164,21 @@ struct Progress {
     process: ProcessId,
     start_request: u32,
     steps: Vec<&'static str>,
+    identity: Identity,
     status: Option<ExitStatus>,
 }
 
 impl Progress {
     fn handle(&mut self, event: Event, timeline: &Timeline) -> Result<(), SessionError> {
         match event {
-            Event::Done { request } => {
-                if let Some(step) = usize::try_from(request)
-                    .ok()
-                    .and_then(|i| self.steps.get(i))
-                {
-                    timeline.mark(step);
-                }
+            Event::Done { request } => self.mark(request, timeline),
+            Event::Personalized {
+                request,
+                cid,
+                realtime_ns,
+            } => {
+                self.identity.verify(cid, realtime_ns)?;
+                self.mark(request, timeline);
             }
             Event::Failed {
                 request,
@@ -187,6 +196,15 @@ impl Progress {
             Event::Exited { .. } => {}
         }
         Ok(())
+    }
+
+    fn mark(&self, request: u32, timeline: &Timeline) {
+        let step = usize::try_from(request)
+            .ok()
+            .and_then(|i| self.steps.get(i));
+        if let Some(step) = step {
+            timeline.mark(step);
+        }
     }
 }
 

@@ -136,10 +136,7 @@ mod tests {
     fn a_named_volume_lives_in_the_store() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
-        let dirs = Dirs {
-            state: root.join("state"),
-            store: root.join("store"),
-        };
+        let dirs = Dirs::new(root.join("state"), root.join("store"));
         let volume = Volume {
             source: VolumeSource::Named("cache".into()),
             target: "/c".into(),

@@ -158,6 +158,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         actions: translate::start_actions(&ready, stdio, sandbox.moment())
             .context("Failed to read random numbers for the guest")?,
         process: translate::PROCESS,
+        cid: sandbox.cid(),
         stdio,
         input,
         proxy_signals: args.sig_proxy,

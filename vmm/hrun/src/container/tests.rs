@@ -16,10 +16,7 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let dirs = Dirs {
-        state: dir.path().join("state"),
-        store: dir.path().join("store"),
-    };
+    let dirs = Dirs::new(dir.path().join("state"), dir.path().join("store"));
     Fixture {
         containers: Containers::open(&dirs).unwrap(),
         _dir: dir,

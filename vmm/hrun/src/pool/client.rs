@@ -23,7 +23,6 @@ use super::{
     class::PoolClass,
     handover,
     protocol::{Answer, MAX_ANSWER, Refusal, Request, Status, VM_FDS, line},
-    socket,
 };
 use crate::{
     dirs::Dirs,
@@ -92,7 +91,7 @@ impl Claimed {
 
 /// Claims a VM of `class` made from the template with this key.
 pub(crate) fn claim(dirs: &Dirs, class: PoolClass, key: &str) -> Result<Claimed, ClaimRefused> {
-    let mut connection = Connection::open(&socket::path(dirs), CLAIM_TIMEOUT)?;
+    let mut connection = Connection::open(&dirs.pool, CLAIM_TIMEOUT)?;
     let key = key.to_owned();
     match connection.ask(&Request::Claim { class, key })? {
         Answer::Vm { pid } => Ok(connection.take_vm(pid)?),
@@ -103,7 +102,7 @@ pub(crate) fn claim(dirs: &Dirs, class: PoolClass, key: &str) -> Result<Claimed,
 
 /// Asks how the pool is.
 pub(crate) fn status(dirs: &Dirs) -> Result<Status, ClientError> {
-    match Connection::open(&socket::path(dirs), TIMEOUT)?.ask(&Request::Status)? {
+    match Connection::open(&dirs.pool, TIMEOUT)?.ask(&Request::Status)? {
         Answer::Status(status) => Ok(status),
         other => Err(unexpected(other)),
     }
@@ -120,7 +119,7 @@ pub(crate) fn drain(dirs: &Dirs) -> Result<(), ClientError> {
 }
 
 fn carry_out(dirs: &Dirs, request: &Request) -> Result<(), ClientError> {
-    match Connection::open(&socket::path(dirs), TIMEOUT)?.ask(request)? {
+    match Connection::open(&dirs.pool, TIMEOUT)?.ask(request)? {
         Answer::Done => Ok(()),
         other => Err(unexpected(other)),
     }

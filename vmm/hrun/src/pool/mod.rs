@@ -125,7 +125,7 @@ async fn run(
     options: &PoolOptions,
     end: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let (socket, listener) = PoolSocket::take(dirs)?;
+    let (socket, listener) = PoolSocket::take(&dirs.pool)?;
     let listener = UnixListener::from_std(listener).map_err(ServeError::Runtime)?;
     for &class in &options.classes {
         keeper.resize(class, options.size).await?;

@@ -1,4 +1,4 @@
-//! The daemon's place in `HRUN_STATE`: `pool.sock`, and the lock that makes it the only one there.
+//! The daemon's place, `HRUN_POOL`: a socket, and beside it the lock that makes it the only one there.
 //!
 //! The kernel lets go of the lock when the daemon dies, however it dies. Its socket is left then;
 //! the next daemon replaces it.
@@ -13,10 +13,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::dirs::Dirs;
-
-const LOCK: &str = "pool.lock";
-
 /// Failure to become the daemon.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SocketError {
@@ -27,8 +23,8 @@ pub(crate) enum SocketError {
     #[error("Failed to lock {path}")]
     Lock { path: PathBuf, source: io::Error },
     /// Somebody has it.
-    #[error("A pool daemon runs on {dir} already{}", process(.pid))]
-    Taken { dir: PathBuf, pid: String },
+    #[error("A pool daemon listens on {path} already{}", process(.pid))]
+    Taken { path: PathBuf, pid: String },
     /// Nobody could reach us.
     #[error("Failed to listen on {path}")]
     Listen { path: PathBuf, source: io::Error },
@@ -41,28 +37,25 @@ pub(super) struct PoolSocket {
     lock: File,
 }
 
-/// Where the daemon for these directories listens.
-pub(super) fn path(dirs: &Dirs) -> PathBuf {
-    dirs.state.join("pool.sock")
-}
-
 impl PoolSocket {
     /// Takes the place, and listens.
-    pub(super) fn take(dirs: &Dirs) -> Result<(Self, UnixListener), SocketError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dirs.state)
-            .map_err(|source| SocketError::CreateDir {
-                path: dirs.state.clone(),
-                source,
-            })?;
-        let lock = lock(&dirs.state)?;
-        let path = path(dirs);
-        let listener = listen(&path).map_err(|source| SocketError::Listen {
-            path: path.clone(),
+    pub(super) fn take(path: &Path) -> Result<(Self, UnixListener), SocketError> {
+        if let Some(dir) = path.parent() {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(|source| SocketError::CreateDir {
+                    path: dir.into(),
+                    source,
+                })?;
+        }
+        let lock = lock(path)?;
+        let listener = listen(path).map_err(|source| SocketError::Listen {
+            path: path.into(),
             source,
         })?;
+        let path = path.into();
         Ok((Self { path, lock }, listener))
     }
 
@@ -81,8 +74,8 @@ impl Drop for PoolSocket {
 }
 
 /// Takes the lock and leaves our process number in it, for whoever is refused.
-fn lock(dir: &Path) -> Result<File, SocketError> {
-    let path = dir.join(LOCK);
+fn lock(socket: &Path) -> Result<File, SocketError> {
+    let path = socket.with_extension("lock");
     let fail = |source| SocketError::Lock {
         path: path.clone(),
         source,
@@ -102,7 +95,7 @@ fn lock(dir: &Path) -> Result<File, SocketError> {
             // A daemon that has only just begun has not written it yet: then it is not told.
             let _ = file.take(20).read_to_string(&mut pid);
             return Err(SocketError::Taken {
-                dir: dir.into(),
+                path: socket.into(),
                 pid,
             });
         }
@@ -143,13 +136,11 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::dirs::Dirs;
 
     fn dirs() -> (tempfile::TempDir, Dirs) {
         let dir = tempfile::tempdir().unwrap();
-        let dirs = Dirs {
-            state: dir.path().join("state"),
-            store: dir.path().join("store"),
-        };
+        let dirs = Dirs::new(dir.path().join("state"), dir.path().join("store"));
         (dir, dirs)
     }
 
@@ -169,33 +160,36 @@ mod tests {
     #[test]
     fn there_is_one_daemon_and_the_second_hears_which() {
         let (_dir, dirs) = dirs();
-        let (socket, _listener) = PoolSocket::take(&dirs).unwrap();
+        let (socket, _listener) = PoolSocket::take(&dirs.pool).unwrap();
         let mode = fs::metadata(socket.path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let refused = PoolSocket::take(&dirs).unwrap_err().to_string();
+        let refused = PoolSocket::take(&dirs.pool).unwrap_err().to_string();
         let own = format!(": process {}", std::process::id());
         assert!(refused.ends_with(&own), "{refused}");
         // Being refused has not harmed it.
-        UnixStream::connect(path(&dirs)).unwrap();
+        UnixStream::connect(&dirs.pool).unwrap();
 
         drop(socket);
         assert_eq!(files(&dirs), [("pool.lock".into(), 0)]);
-        PoolSocket::take(&dirs).unwrap();
+        PoolSocket::take(&dirs.pool).unwrap();
     }
 
     #[test]
     fn what_a_killed_daemon_left_is_replaced() {
         let (_dir, dirs) = dirs();
         fs::create_dir(&dirs.state).unwrap();
-        drop(UnixListener::bind(path(&dirs)).unwrap());
+        drop(UnixListener::bind(&dirs.pool).unwrap());
         drop(UnixListener::bind(dirs.state.join("pool.new")).unwrap());
-        fs::write(dirs.state.join(LOCK), "123456789\n").unwrap();
-        UnixStream::connect(path(&dirs)).unwrap_err();
+        fs::write(dirs.pool.with_extension("lock"), "123456789\n").unwrap();
+        UnixStream::connect(&dirs.pool).unwrap_err();
 
-        let (socket, _listener) = PoolSocket::take(&dirs).unwrap();
-        UnixStream::connect(path(&dirs)).unwrap();
+        let (socket, _listener) = PoolSocket::take(&dirs.pool).unwrap();
+        UnixStream::connect(&dirs.pool).unwrap();
         let own = format!("{}\n", std::process::id());
-        assert_eq!(fs::read_to_string(dirs.state.join(LOCK)).unwrap(), own);
+        assert_eq!(
+            fs::read_to_string(dirs.pool.with_extension("lock")).unwrap(),
+            own
+        );
         drop(socket);
         assert_eq!(files(&dirs).len(), 1);
     }

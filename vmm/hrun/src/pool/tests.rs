@@ -37,10 +37,7 @@ impl Daemon {
 
     fn begin(size: usize, memory_limit: Option<u64>) -> Self {
         let fake = FakeVmm::new();
-        let dirs = Dirs {
-            state: fake.dir().join("state"),
-            store: fake.dir().join("store"),
-        };
+        let dirs = Dirs::new(fake.dir().join("state"), fake.dir().join("store"));
         let (end, ended) = oneshot::channel();
         let options = PoolOptions {
             classes: vec![CLASS],
@@ -83,7 +80,7 @@ impl Daemon {
     }
 
     fn connect(&self) -> UnixStream {
-        let stream = UnixStream::connect(socket::path(&self.dirs)).unwrap();
+        let stream = UnixStream::connect(&self.dirs.pool).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .unwrap();

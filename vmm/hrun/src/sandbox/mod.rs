@@ -17,7 +17,7 @@ use clap::ValueEnum;
 use vmm::{
     api::{Client, ClientError, Phase, Request, Status},
     channel,
-    config::{Origin, VmConfig},
+    config::{Origin, VmConfig, VsockConfig},
     end::chain,
     exit::ExitReason,
 };
@@ -53,6 +53,7 @@ pub(crate) struct Sandbox {
     process: VmProcess,
     control: PathBuf,
     vsock: PathBuf,
+    cid: u32,
     moment: Moment,
 }
 
@@ -212,7 +213,7 @@ impl Sandbox {
         signals: &mut Signals,
         announce: Announce<'_>,
     ) -> Result<Self, ClaimError> {
-        let vsock = vsock_of(config);
+        let vsock = &vsock_of(config).socket;
         let deadline = Instant::now() + claim.timeout;
         let listener = boot::listen(vsock)?;
         let spawned_us = claim.timeline.now_us();
@@ -403,7 +404,8 @@ impl Sandbox {
         Self {
             process,
             control: config.control.clone(),
-            vsock: vsock_of(config).into(),
+            vsock: vsock_of(config).socket.clone(),
+            cid: vsock_of(config).cid,
             moment,
         }
     }
@@ -411,6 +413,11 @@ impl Sandbox {
     /// A moment of the guest's life.
     pub(crate) fn moment(&self) -> Moment {
         self.moment
+    }
+
+    /// Its context identifier.
+    pub(crate) fn cid(&self) -> u32 {
+        self.cid
     }
 
     /// Where the guest's ports are reached.
@@ -476,9 +483,7 @@ fn note_phases(phases: &[Phase], timeline: &Timeline, spawned_us: u64) {
     }
 }
 
-fn vsock_of(config: &VmConfig) -> &Path {
+fn vsock_of(config: &VmConfig) -> &VsockConfig {
     let vsock = config.vsock.as_ref();
-    &vsock
-        .expect("every container's VM has a vsock device")
-        .socket
+    vsock.expect("every container's VM has a vsock device")
 }

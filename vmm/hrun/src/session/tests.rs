@@ -6,12 +6,14 @@ use super::*;
 use crate::agent::fake::{FakeAgent, Peer};
 
 const PROCESS: ProcessId = ProcessId(0);
+const CID: u32 = 5;
 
 fn start(stdio: Stdio) -> Start {
     Start {
         // Any action does: the fake agent answers by number.
         actions: vec![Action::Shutdown, Action::Shutdown],
         process: PROCESS,
+        cid: CID,
         stdio,
         input: false,
         proxy_signals: true,
@@ -115,6 +117,21 @@ fn a_guest_that_vanishes_is_an_error() {
         result,
         Err(SessionError::Control(ControlError::Closed))
     ));
+    far.join().unwrap();
+}
+
+#[test]
+fn a_guest_that_is_not_what_it_was_told_to_be_is_an_error() {
+    let (result, far) = session(|_stdout, _stderr, mut control| {
+        control.send(&Event::Personalized {
+            request: 0,
+            cid: CID + 1,
+            realtime_ns: crate::clock::realtime_ns(),
+        });
+        control.read_to_end();
+    });
+    let error = result.unwrap_err();
+    assert!(matches!(error, SessionError::NotPersonal(_)), "{error:?}");
     far.join().unwrap();
 }
 

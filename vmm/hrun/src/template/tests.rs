@@ -14,11 +14,7 @@ fn parts(dir: &Path) -> Parts {
 }
 
 fn templates(dir: &Path) -> Templates {
-    Templates::open(&Dirs {
-        state: dir.join("state"),
-        store: dir.join("store"),
-    })
-    .unwrap()
+    Templates::open(&Dirs::new(dir.join("state"), dir.join("store"))).unwrap()
 }
 
 const CLASS: Class = Class {

@@ -3,6 +3,8 @@
 //! Requests are handled one after the other in the device's thread. What a guest may reach is
 //! not decided here but by the mount namespace that holds the share's root ([`crate::sandbox`]).
 
+mod absence;
+mod message;
 mod session;
 
 use std::{
@@ -37,7 +39,11 @@ const REQUEST_QUEUES: u32 = 1;
 /// How long a guest may keep names and attributes that nobody else changes.
 const UNCHANGING: Duration = Duration::from_secs(86_400);
 
-type Fuse = Server<Arc<Vfs>>;
+/// What answers requests.
+struct Fuse {
+    server: Server<Arc<Vfs>>,
+    sharing: Sharing,
+}
 
 /// Who besides the guest may change a share while it is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +132,10 @@ impl Fs {
         let mut config = vec![0; MAX_TAG];
         config[..tag.len()].copy_from_slice(tag.as_bytes());
         config.extend(REQUEST_QUEUES.to_le_bytes());
-        let fuse = Arc::new(Server::new(Arc::new(vfs)));
+        let fuse = Arc::new(Fuse {
+            server: Server::new(Arc::new(vfs)),
+            sharing,
+        });
         Ok(Self {
             name: format!("fs-{tag}"),
             config,
@@ -209,7 +218,7 @@ impl VirtioDevice for Fs {
             postcard::from_bytes(state).map_err(|err| failed(err.to_string()))?;
         session
             .replay(|memory, chain| {
-                answer(&self.fuse, memory, chain);
+                self.fuse.answer(memory, &chain);
             })
             .map_err(|err| failed(err.to_string()))?;
         if let Some(own) = &self.session {
@@ -239,14 +248,10 @@ impl Active {
             queue.disable_notification(&self.memory)?;
             while let Some(chain) = queue.pop_descriptor_chain(&self.memory) {
                 let head = chain.head_index();
-                let written = match &self.session {
-                    None => answer(&self.fuse, &self.memory, chain),
-                    Some(session) => {
-                        let written = answer(&self.fuse, &self.memory, chain.clone());
-                        lock(session).record(&self.memory, &chain);
-                        written
-                    }
-                };
+                let written = self.fuse.answer(&self.memory, &chain);
+                if let Some(session) = &self.session {
+                    lock(session).record(&self.memory, &chain);
+                }
                 queue.add_used(&self.memory, head, written)?;
                 // The requester waits for this one: it is told before the next is taken up.
                 notify(queue, &self.memory, self.interrupt.as_ref())?;
@@ -270,20 +275,28 @@ fn notify(
     Ok(())
 }
 
-/// Handles one FUSE request; says how many bytes the answer has. A request that is none gets an
-/// empty answer: the guest's driver fails it.
-fn answer(fuse: &Fuse, memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> u32 {
-    let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else {
-        return 0;
-    };
-    let Ok(writer) = VirtioFsWriter::new(memory, chain) else {
-        return 0;
-    };
-    match fuse.handle_message(reader, Writer::VirtioFs(writer), None, None) {
-        Ok(written) => u32::try_from(written).unwrap_or(u32::MAX),
-        Err(err) => {
-            log::debug!("virtio-fs: refused a request: {err}");
-            0
+impl Fuse {
+    /// Handles one FUSE request; says how many bytes the answer has. A request that is none gets
+    /// an empty answer: the guest's driver fails it.
+    fn answer(&self, memory: &GuestMemoryMmap, chain: &DescriptorChain<&GuestMemoryMmap>) -> u32 {
+        let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else {
+            return 0;
+        };
+        let Ok(writer) = VirtioFsWriter::new(memory, chain.clone()) else {
+            return 0;
+        };
+        match self
+            .server
+            .handle_message(reader, Writer::VirtioFs(writer), None, None)
+        {
+            Ok(written) => (self.sharing == Sharing::Exclusive)
+                .then(|| absence::keep(memory, chain, UNCHANGING))
+                .flatten()
+                .unwrap_or_else(|| u32::try_from(written).unwrap_or(u32::MAX)),
+            Err(err) => {
+                log::debug!("virtio-fs: refused a request: {err}");
+                0
+            }
         }
     }
 }

@@ -12,7 +12,9 @@ use virtio_queue::{
     DescriptorChain, Queue, QueueT,
     desc::{RawDescriptor, split::Descriptor},
 };
-use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::message::{IN_HEADER, error, gather, opcode, value};
 
 /// Requests that are kept: those of a guest that has looked at some thousand files.
 const MAX_EXCHANGES: usize = 8192;
@@ -20,9 +22,6 @@ const MAX_EXCHANGES: usize = 8192;
 const MAX_REQUEST: usize = 4096;
 /// Longest answer to one of them, in bytes.
 const MAX_ANSWER: usize = 256;
-const OPCODE: std::ops::Range<usize> = 4..8;
-/// `struct fuse_in_header`: what follows it is the request's own, a name for one.
-const IN_HEADER: usize = 40;
 
 /// The requests that made a server what it is.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,44 +130,6 @@ impl Session {
         }
         Ok(())
     }
-}
-
-/// The beginning of what `descriptors` hold, at most `most` bytes.
-fn gather(
-    memory: &GuestMemoryMmap,
-    descriptors: impl Iterator<Item = Descriptor>,
-    most: usize,
-) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for descriptor in descriptors {
-        let begin = bytes.len();
-        let length = usize::try_from(descriptor.len()).unwrap_or(usize::MAX);
-        bytes.resize(begin + length.min(most - begin), 0);
-        if memory
-            .read_slice(&mut bytes[begin..], descriptor.addr())
-            .is_err()
-        {
-            bytes.truncate(begin);
-        }
-    }
-    bytes
-}
-
-fn opcode(request: &[u8]) -> Option<u32> {
-    let bytes = request.get(OPCODE)?.try_into().ok()?;
-    Some(u32::from_le_bytes(bytes))
-}
-
-/// The error of an answer, 0 if there is none.
-fn error(answer: &[u8]) -> i32 {
-    value::<OutHeader>(answer).map_or(0, |header| header.error)
-}
-
-fn value<T: ByteValued + Default>(bytes: &[u8]) -> Option<T> {
-    let mut value = T::default();
-    let size = value.as_slice().len();
-    value.as_mut_slice().copy_from_slice(bytes.get(..size)?);
-    Some(value)
 }
 
 /// Whether an answer says the same as the one that the guest was given.

@@ -14,17 +14,14 @@ const CLASS: PoolClass = PoolClass::any(Class {
 
 fn dirs() -> (tempfile::TempDir, Dirs) {
     let dir = tempfile::tempdir().unwrap();
-    let dirs = Dirs {
-        state: dir.path().into(),
-        store: dir.path().into(),
-    };
+    let dirs = Dirs::new(dir.path().into(), dir.path().into());
     (dir, dirs)
 }
 
 /// What becomes of a claim if the daemon reads it and then does this.
 fn claim_from(daemon: impl FnOnce(UnixStream) + Send + 'static) -> ClaimRefused {
     let (_dir, dirs) = dirs();
-    let listener = UnixListener::bind(socket::path(&dirs)).unwrap();
+    let listener = UnixListener::bind(&dirs.pool).unwrap();
     let daemon = thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut request = [0; 1024];
@@ -55,7 +52,7 @@ fn without_a_daemon_there_is_none() {
         ));
     };
     no_daemon(claim(&dirs, CLASS, "key").unwrap_err());
-    drop(UnixListener::bind(socket::path(&dirs)).unwrap());
+    drop(UnixListener::bind(&dirs.pool).unwrap());
     no_daemon(claim(&dirs, CLASS, "key").unwrap_err());
 }
 
@@ -102,9 +99,9 @@ fn a_vm_with_a_bad_process_number_or_too_few_descriptors_is_refused() {
 #[test]
 fn a_daemon_that_says_nothing_is_given_up() {
     let (_dir, dirs) = dirs();
-    let _listener = UnixListener::bind(socket::path(&dirs)).unwrap();
+    let _listener = UnixListener::bind(&dirs.pool).unwrap();
     let timeout = Duration::from_millis(20);
-    let mut connection = Connection::open(&socket::path(&dirs), timeout).unwrap();
+    let mut connection = Connection::open(&dirs.pool, timeout).unwrap();
     let error = connection.ask(&Request::Status).unwrap_err();
     assert!(matches!(error, ClientError::Timeout(_)));
 }

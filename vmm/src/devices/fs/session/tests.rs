@@ -1,9 +1,11 @@
 use std::{fs, os::unix::fs::symlink, path::Path};
 
 use super::*;
-use crate::devices::fs::{Fs, Sharing, answer};
+use crate::devices::fs::{Fs, Sharing};
 
 const ROOT: u64 = 1;
+/// The node of a name that is not there.
+const NONE: u64 = 0;
 
 /// A server on a directory, and a guest that uses it.
 struct Guest {
@@ -39,7 +41,7 @@ impl Guest {
         let mut scratch = Scratch::new().unwrap();
         scratch
             .exchange(&exchange, &mut |memory, chain| {
-                answer(fuse, memory, chain.clone());
+                fuse.answer(memory, &chain);
                 session.record(memory, &chain);
             })
             .unwrap()
@@ -69,7 +71,7 @@ impl Guest {
         let mut other = Self::on(directory);
         let fuse = &other.fs.fuse;
         self.session.replay(|memory, chain| {
-            answer(fuse, memory, chain);
+            fuse.answer(memory, &chain);
         })?;
         other.session = self.session.clone();
         Ok(other)
@@ -100,7 +102,7 @@ fn looked_around(directory: &Path) -> (Guest, u64) {
     let mut guest = Guest::on(directory);
     guest.init();
     let bin = guest.lookup(ROOT, "bin").unwrap();
-    assert_eq!(guest.lookup(bin, "none"), Err(-libc::ENOENT));
+    assert_eq!(guest.lookup(bin, "none"), Ok(NONE));
     let forgotten = guest.lookup(bin, "sh").unwrap();
     let program = guest.lookup(bin, "busybox").unwrap();
     let mut body = Vec::new();
@@ -125,6 +127,26 @@ fn a_new_server_knows_the_nodes_that_the_old_one_gave() {
     let bin = clone.lookup(ROOT, "bin").unwrap();
     let new = clone.lookup(bin, "sh").unwrap();
     assert_ne!(new, program);
+}
+
+#[test]
+fn that_a_name_is_not_there_may_be_remembered_only_if_the_guest_alone_makes_files() {
+    let tree = tree();
+    let missing = |sharing| {
+        let mut guest = Guest {
+            fs: Fs::new("root", tree.path(), sharing, true).unwrap(),
+            session: Session::default(),
+            unique: 0,
+        };
+        guest.init();
+        guest.ask(Opcode::Lookup, ROOT, b"none\0", 144)
+    };
+    let answer = missing(Sharing::Exclusive);
+    let header: OutHeader = value(&answer).unwrap();
+    assert_eq!((header.len, header.error, header.unique), (144, 0, 4));
+    let entry: EntryOut = value(&answer[16..]).unwrap();
+    assert_eq!((entry.nodeid, entry.entry_valid), (NONE, 86_400));
+    assert_eq!(error(&missing(Sharing::Shared)), -libc::ENOENT);
 }
 
 #[test]
@@ -204,7 +226,7 @@ fn what_is_no_session_is_refused() {
         spoil(&mut session.exchanges[1]);
         let fresh = Guest::on(tree.path());
         let replayed = session.replay(|memory, chain| {
-            answer(&fresh.fs.fuse, memory, chain);
+            fresh.fs.fuse.answer(memory, &chain);
         });
         assert!(replayed.is_err());
     }
