@@ -1,5 +1,8 @@
 //! A root file system that the guest stacks by itself: an overlayfs of something read-only and of
-//! something that takes the changes.
+//! a tmpfs that takes the changes.
+//!
+//! Not of a share: overlayfs keeps one name of each of its files and asks a FUSE server about that
+//! again, so that a file with two names is stale (ESTALE) once the first one is removed.
 //!
 //! Boundary: mounts on a directory that `container` names; runs in the sandbox, whose mount
 //! namespace keeps what is mounted here out of sight.
@@ -9,7 +12,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use agent_protocol::{Lower, Upper};
+use agent_protocol::Lower;
 use rustix::fs::{self, Gid, Mode, Uid};
 use rustix::mount::{self, MountFlags};
 
@@ -19,21 +22,28 @@ use crate::container::{Place, Result, failed, make_dir, mount_tmpfs};
 const LOWER: &str = "lower";
 const UPPER: &str = "upper";
 
-/// Directories of what takes the changes.
+/// Directories of the tmpfs.
 const CHANGES: &str = "upper";
 const WORK: &str = "work";
 
-/// Mounts the overlay on `target`.
-pub(crate) fn mount(place: Place<'_>, lower: &Lower, upper: &Upper, target: &Path) -> Result<()> {
+/// Mounts the overlay on `target`, with a tmpfs of these options for its changes.
+pub(crate) fn mount(place: Place<'_>, lower: &Lower, upper: &str, target: &Path) -> Result<()> {
     let lower_at = mount_lower(place, lower)?;
-    let (upper_at, options) = mount_upper(place, lower, upper, &lower_at)?;
+    let upper_at = place.at(UPPER);
+    make_dir(&upper_at)?;
+    mount_tmpfs(&upper_at, upper)?;
+    for name in [CHANGES, WORK] {
+        make_dir(&upper_at.join(name))?;
+    }
+    copy_owner_and_mode(&lower_at, &upper_at.join(CHANGES))?;
     let mut data = b"lowerdir=".to_vec();
     data.extend(lower_at.as_os_str().as_bytes());
     for (key, name) in [(",upperdir=", CHANGES), (",workdir=", WORK)] {
         data.extend(key.as_bytes());
         data.extend(upper_at.join(name).as_os_str().as_bytes());
     }
-    data.extend(options.as_bytes());
+    // What is in memory needs no syncing.
+    data.extend(b",volatile");
     let data = CString::new(data)
         .map_err(|error| failed("mount", "the overlay")(io::Error::from(error)))?;
     mount::mount(
@@ -51,9 +61,9 @@ fn mount_lower(place: Place<'_>, lower: &Lower) -> Result<PathBuf> {
     let at = place.at(LOWER);
     make_dir(&at)?;
     match lower {
-        Lower::Share { tag, path } => {
+        Lower::Share { tag } => {
             (place.mount_share)(tag, &at).map_err(failed("mount share", tag))?;
-            Ok(at.join(path))
+            Ok(at)
         }
         Lower::Disk { number } => {
             let name = disk_name(*number);
@@ -72,38 +82,6 @@ fn disk_name(number: u8) -> String {
     match number {
         0..26 => format!("vd{}", char::from(b'a' + number)),
         _ => format!("disk {number}"),
-    }
-}
-
-/// Gives the directory that holds those of the changes, and what the overlay has to be told.
-fn mount_upper(
-    place: Place<'_>,
-    lower: &Lower,
-    upper: &Upper,
-    lower_at: &Path,
-) -> Result<(PathBuf, &'static str)> {
-    let at = place.at(UPPER);
-    match upper {
-        Upper::Tmpfs { options } => {
-            make_dir(&at)?;
-            mount_tmpfs(&at, options)?;
-            for name in [CHANGES, WORK] {
-                make_dir(&at.join(name))?;
-            }
-            copy_owner_and_mode(lower_at, &at.join(CHANGES))?;
-            // What is in memory needs no syncing.
-            Ok((at, ",volatile"))
-        }
-        Upper::Share { tag, path } => {
-            // The host's server may not set trusted attributes: overlayfs takes the users' ones.
-            let options = ",userxattr";
-            if matches!(lower, Lower::Share { tag: lower, .. } if lower == tag) {
-                return Ok((place.at(LOWER).join(path), options));
-            }
-            make_dir(&at)?;
-            (place.mount_share)(tag, &at).map_err(failed("mount share", tag))?;
-            Ok((at.join(path), options))
-        }
     }
 }
 

@@ -178,20 +178,7 @@ pub enum ShareSource {
         /// Overlayfs's work directory: empty, on the file system of `upper`.
         work: Option<PathBuf>,
     },
-    /// What a guest needs to stack an overlayfs by itself: a directory of the share's own with
-    /// [`LAYERS_LOWER`] and [`LAYERS_WRITABLE`].
-    Layers {
-        /// Read-only layers, the topmost first, merged to one tree. There may be none.
-        lower: Vec<PathBuf>,
-        /// A directory for the guest's `upper` and `work`.
-        writable: PathBuf,
-    },
 }
-
-/// The merged layers in [`ShareSource::Layers`], if it has any.
-pub const LAYERS_LOWER: &str = "lower";
-/// The directory that takes changes in [`ShareSource::Layers`].
-pub const LAYERS_WRITABLE: &str = "writable";
 
 /// A file or directory of the host in a [`ShareSource::Collection`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -431,18 +418,6 @@ impl ShareSource {
                     .chain(work)
                     .try_for_each(|path| absolute(at, path))
             }
-            ShareSource::Layers { lower, writable } => {
-                if share_read_only {
-                    return Err(field(
-                        at,
-                        "has a directory for changes, so the share cannot be read_only",
-                    ));
-                }
-                lower
-                    .iter()
-                    .chain([writable])
-                    .try_for_each(|path| absolute(at, path))
-            }
         }
     }
 }
@@ -546,7 +521,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_are_refused_by_field() {
         type Spoil = fn(&mut VmConfig);
-        let cases: [(&str, Spoil); 27] = [
+        let cases: [(&str, Spoil); 26] = [
             ("vcpus", |c| c.vcpus = 0),
             ("vcpus", |c| c.vcpus = MAX_VCPUS + 1),
             ("memory", |c| c.memory = MIN_MEMORY - PAGE_SIZE),
@@ -609,12 +584,6 @@ mod tests {
                     lower: vec!["/a".into()],
                     upper: None,
                     work: None,
-                };
-            }),
-            ("shares[0].source", |c| {
-                c.shares[0].source = ShareSource::Layers {
-                    lower: vec!["/a".into()],
-                    writable: "b".into(),
                 };
             }),
             ("shares[0].source", |c| {

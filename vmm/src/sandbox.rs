@@ -31,7 +31,7 @@ use rustix::{
     thread::{CapabilitySet, CapabilitySets, UnshareFlags, set_capabilities},
 };
 
-use crate::config::{LAYERS_LOWER, LAYERS_WRITABLE, ShareConfig, ShareSource, SharedFile};
+use crate::config::{ShareConfig, ShareSource, SharedFile};
 
 /// Failure to confine the process.
 #[derive(Debug, thiserror::Error)]
@@ -218,9 +218,10 @@ fn share_root(share: &ShareConfig) -> Result<ShareRoot, SandboxError> {
             })
             .collect::<Result<_, _>>()
             .map(ShareRoot::Collection),
+        // Overlayfs does not take a single layer and nothing to write to; nor is there a need.
         ShareSource::Overlay {
             lower, upper: None, ..
-        } => merged(lower)
+        } if lower.len() == 1 => bind(&lower[0], true)
             .map(ShareRoot::Mount)
             .map_err(failed(&lower[0])),
         ShareSource::Overlay { lower, upper, work } => {
@@ -229,28 +230,6 @@ fn share_root(share: &ShareConfig) -> Result<ShareRoot, SandboxError> {
                 .map(ShareRoot::Mount)
                 .map_err(failed(upper.map_or(lower[0].as_path(), |(upper, _)| upper)))
         }
-        ShareSource::Layers { lower, writable } => {
-            let mut entries = Vec::new();
-            if let Some(top) = lower.first() {
-                entries.push((LAYERS_LOWER.into(), merged(lower).map_err(failed(top))?));
-            }
-            let mount = bind(writable, false).map_err(failed(writable))?;
-            entries.push((LAYERS_WRITABLE.into(), mount));
-            Ok(ShareRoot::Collection(entries))
-        }
-    }
-}
-
-/// Layers merged to one read-only tree.
-fn merged(lower: &[PathBuf]) -> rustix::io::Result<OwnedFd> {
-    match lower {
-        // Overlayfs does not take a single layer and nothing to write to; nor is there a need.
-        [only] => {
-            let mount = clone_mount(only, true)?;
-            set_read_only(mount.as_fd(), true)?;
-            Ok(mount)
-        }
-        lower => overlay(lower, None, true),
     }
 }
 
@@ -614,46 +593,6 @@ mod tests {
         });
         if rustix::process::geteuid().is_root() {
             assert_eq!(fs::read_to_string(path("upper/one")).unwrap(), "changed");
-            assert_eq!(fs::read_to_string(path("base/one")).unwrap(), "base");
-        }
-    }
-
-    #[test]
-    fn layers_are_merged_and_read_only_beside_a_directory_for_changes() {
-        let host = tempfile::tempdir().unwrap();
-        let path = |name: &str| host.path().join(name);
-        for (file, content) in [
-            ("base/both", "base"),
-            ("base/one", "base"),
-            ("top/both", "top"),
-        ] {
-            fs::create_dir_all(path(file).parent().unwrap()).unwrap();
-            fs::write(path(file), content).unwrap();
-        }
-        fs::create_dir(path("changes")).unwrap();
-        let layers = |lower: &[&str]| ShareSource::Layers {
-            lower: lower.iter().map(|name| path(name)).collect(),
-            writable: path("changes"),
-        };
-        let shares = vec![
-            share("two", layers(&["top", "base"]), false),
-            share("one", layers(&["base"]), false),
-            share("none", layers(&[]), false),
-        ];
-        enter(host.path(), shares, || {
-            assert_eq!(fs::read_to_string("/shares/0/lower/both").unwrap(), "top");
-            assert_eq!(fs::read_to_string("/shares/0/lower/one").unwrap(), "base");
-            assert_eq!(fs::read_to_string("/shares/1/lower/both").unwrap(), "base");
-            for share in ["/shares/0/lower", "/shares/1/lower"].map(Path::new) {
-                refused(fs::write(share.join("one"), ""));
-                refused(fs::write(share.join("new"), ""));
-            }
-            assert!(!Path::new("/shares/2/lower").exists());
-            fs::write("/shares/2/writable/new", "by the guest").unwrap();
-            refused(fs::write("/shares/2/new", ""));
-        });
-        if rustix::process::geteuid().is_root() {
-            assert!(path("changes/new").exists());
             assert_eq!(fs::read_to_string(path("base/one")).unwrap(), "base");
         }
     }

@@ -177,47 +177,28 @@ pub enum Source {
         /// Data for `mount(2)`, such as `size=64m,mode=1777`.
         options: String,
     },
-    /// An overlayfs of the guest's own: changes go to `upper`. For a root file system only.
+    /// An overlayfs of the guest's own, whose changes are in a new tmpfs. For a root file system
+    /// only.
     Overlay {
         /// What it shows before anything is changed.
         lower: Lower,
-        /// Takes the changes.
-        upper: Upper,
+        /// Data for `mount(2)` of the tmpfs.
+        upper: String,
     },
 }
 
 /// What is read-only below an overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lower {
-    /// A directory of a virtio-fs share.
+    /// A virtio-fs share.
     Share {
         /// Its virtio-fs tag.
         tag: String,
-        /// Path below the share's root.
-        path: String,
     },
     /// An EROFS on a disk.
     Disk {
         /// Which of the VM's disks, counted from 0.
         number: u8,
-    },
-}
-
-/// What takes the changes of an overlay.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Upper {
-    /// A new tmpfs: changes are in the guest's memory and go with the container. Its root has the
-    /// owner and the mode of the lower one.
-    Tmpfs {
-        /// Data for `mount(2)`.
-        options: String,
-    },
-    /// A directory of a virtio-fs share with the directories `upper` and `work`.
-    Share {
-        /// Its virtio-fs tag.
-        tag: String,
-        /// Path below the share's root.
-        path: String,
     },
 }
 

@@ -113,23 +113,19 @@ fn create() {
 
 #[test]
 fn overlay() {
-    let share = |path: &str| ("root".to_owned(), path.to_owned());
-    let (tag, path) = share("lower");
-    let lower = Lower::Share { tag, path };
-    let (tag, path) = share("rw");
-    let upper = Upper::Share { tag, path };
     golden(
-        &Source::Overlay { lower, upper },
-        "16000000020004726f6f74056c6f7765720104726f6f74027277",
+        &Source::Overlay {
+            lower: Lower::Share { tag: "root".into() },
+            upper: "size=1m".into(),
+        },
+        "0f000000020004726f6f740773697a653d316d",
     );
     golden(
         &Source::Overlay {
             lower: Lower::Disk { number: 1 },
-            upper: Upper::Tmpfs {
-                options: "size=1m".into(),
-            },
+            upper: "size=50%".into(),
         },
-        "0c000000020101000773697a653d316d",
+        "0c0000000201010873697a653d353025",
     );
 }
 

@@ -1,19 +1,17 @@
 //! Root file systems that the guest stacks by itself.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
 use agent_protocol::*;
 
 use crate::guest::{Guest, shell};
 
-/// A share with a lower tree and a place for changes.
+/// A directory with a lower tree in it.
 fn layers(guest: &Guest) -> PathBuf {
     let share = guest.dir.path().join("layers");
-    for directory in ["lower/etc", "lower/bin", "rw/upper", "rw/work"] {
-        fs::create_dir_all(share.join(directory)).unwrap();
-    }
+    fs::create_dir_all(share.join("lower/etc")).unwrap();
     fs::write(share.join("lower/etc/kept"), "kept\n").unwrap();
     fs::write(share.join("lower/etc/gone"), "gone\n").unwrap();
     let lower = share.join("lower");
@@ -22,13 +20,12 @@ fn layers(guest: &Guest) -> PathBuf {
     share
 }
 
-fn container(guest: &Guest, share: &Path, upper: Upper) -> Container {
+fn container(guest: &Guest, share: &Path) -> Container {
     let source = Source::Overlay {
         lower: Lower::Share {
-            tag: share.to_str().unwrap().into(),
-            path: "lower".into(),
+            tag: share.join("lower").to_str().unwrap().into(),
         },
-        upper,
+        upper: "size=4m".into(),
     };
     let mut container = guest.container();
     container.root.source = source;
@@ -40,8 +37,7 @@ fn container(guest: &Guest, share: &Path, upper: Upper) -> Container {
     // Where this host's programs find each other.
     for name in ["bin", "lib", "lib64"] {
         let link = share.join("lower").join(name);
-        let _ = fs::remove_dir(&link);
-        std::os::unix::fs::symlink(format!("usr/{name}"), link).unwrap();
+        symlink(format!("usr/{name}"), link).unwrap();
     }
     container
 }
@@ -58,44 +54,15 @@ fn run(guest: &Guest, container: Container) -> String {
     output.stdout
 }
 
-fn assert_lower_is_untouched(share: &Path) {
-    assert!(share.join("lower/etc/gone").exists());
-    assert!(!share.join("lower/etc/new").exists());
-    assert!(!share.join("lower/etc/hostname").exists());
-}
-
-#[test]
-fn changes_go_to_the_upper_directory_of_a_share() {
-    let guest = Guest::new();
-    let share = layers(&guest);
-    let upper = share.join("rw/upper");
-    fs::set_permissions(&upper, fs::Permissions::from_mode(0o1751)).unwrap();
-    chown(&upper, Some(7), Some(8)).unwrap();
-    let upper = Upper::Share {
-        tag: share.to_str().unwrap().into(),
-        path: "rw".into(),
-    };
-    let container = container(&guest, &share, upper);
-    assert_eq!(run(&guest, container), EXPECTED);
-    assert_lower_is_untouched(&share);
-    let new = fs::read_to_string(share.join("rw/upper/etc/new")).unwrap();
-    assert_eq!(new, "new\n");
-    let whiteout = fs::symlink_metadata(share.join("rw/upper/etc/gone")).unwrap();
-    assert_eq!(whiteout.rdev(), 0);
-    assert!(share.join("rw/upper/etc/hostname").exists());
-}
-
 #[test]
 fn changes_in_memory_go_with_the_container() {
     let guest = Guest::new();
     let share = layers(&guest);
-    let upper = Upper::Tmpfs {
-        options: "size=4m".into(),
-    };
-    let container = container(&guest, &share, upper);
+    let container = container(&guest, &share);
     assert_eq!(run(&guest, container), EXPECTED);
-    assert_lower_is_untouched(&share);
-    assert_eq!(fs::read_dir(share.join("rw/upper")).unwrap().count(), 0);
+    assert!(share.join("lower/etc/gone").exists());
+    assert!(!share.join("lower/etc/new").exists());
+    assert!(!share.join("lower/etc/hostname").exists());
 }
 
 #[test]
@@ -104,9 +71,7 @@ fn a_disk_that_is_not_there_is_named() {
     let mut container = guest.container();
     container.root.source = Source::Overlay {
         lower: Lower::Disk { number: 25 },
-        upper: Upper::Tmpfs {
-            options: String::new(),
-        },
+        upper: String::new(),
     };
     let refused = guest
         .control()
@@ -122,9 +87,7 @@ fn an_overlay_is_for_roots_only() {
     container.mounts.push(Mount {
         source: Source::Overlay {
             lower: Lower::Disk { number: 0 },
-            upper: Upper::Tmpfs {
-                options: String::new(),
-            },
+            upper: String::new(),
         },
         target: "/data".into(),
         read_only: false,

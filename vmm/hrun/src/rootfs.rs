@@ -17,7 +17,7 @@ pub(crate) enum Carrier {
 pub(crate) enum Stacked {
     /// The host's
     Host,
-    /// The guest's
+    /// The guest's: they are in its memory, half of which they may fill
     Guest,
 }
 
@@ -27,9 +27,9 @@ pub(crate) enum Rootfs {
     /// One share: the host's overlayfs of layers and changes.
     #[default]
     Host,
-    /// The guest's overlayfs of the layers, merged and shared read-only, and of a share for changes.
+    /// The guest's overlayfs of the layers, merged and shared read-only, and of memory for changes.
     GuestOverFs,
-    /// The guest's overlayfs of a disk and of a share for changes.
+    /// The guest's overlayfs of a disk and of memory for changes.
     GuestOverBlock,
 }
 

@@ -5,7 +5,6 @@ use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::{
     Action, Container, ContainerId, File, Lower, Mount, Personality, ProcessId, Source, Stdio,
-    Upper,
 };
 use rustix::{
     io::Errno,
@@ -37,6 +36,10 @@ pub(crate) const ROOT_TAG: &str = "rootfs";
 
 /// Tag of the share that holds the volumes, each under its number.
 const VOLUMES_TAG: &str = "volumes";
+
+/// Of the tmpfs that takes a container's changes where the guest stacks its layers: half of the
+/// guest's memory.
+const UPPER_OPTIONS: &str = "size=50%";
 
 /// Serial number of the disk that holds an image.
 const IMAGE_DISK: &str = "image";
@@ -117,12 +120,8 @@ pub(crate) fn vm_config(
 
 /// What of the root file system is shared by virtio-fs.
 fn root_share(ready: &Ready<'_>) -> ShareConfig {
-    let layers = |lower: &[PathBuf]| ShareSource::Layers {
-        lower: lower.to_vec(),
-        writable: ready.writable.both.clone(),
-    };
     let share = ShareConfig {
-        // Its upper directory belongs to this VM alone.
+        // Nobody but this VM changes what it shows.
         exclusive: true,
         ..empty_share(ROOT_TAG)
     };
@@ -141,13 +140,15 @@ fn root_share(ready: &Ready<'_>) -> ShareConfig {
             ..share
         },
         Rootfs::GuestOverFs => ShareConfig {
-            source: layers(ready.layers),
+            source: ShareSource::Overlay {
+                lower: ready.layers.to_vec(),
+                upper: None,
+                work: None,
+            },
+            read_only: true,
             ..share
         },
-        Rootfs::GuestOverBlock => ShareConfig {
-            source: layers(&[]),
-            ..share
-        },
+        Rootfs::GuestOverBlock => share,
     }
 }
 
@@ -286,20 +287,18 @@ fn container(ready: &Ready<'_>) -> Container {
 
 /// What the agent makes the root file system of.
 fn root_source(rootfs: Rootfs) -> Source {
-    let below = |path: &str| (ROOT_TAG.to_owned(), path.to_owned());
-    let (tag, path) = below(config::LAYERS_LOWER);
+    let tag = ROOT_TAG.to_owned();
     let lower = match rootfs {
         Rootfs::Host => {
-            let (tag, path) = below("");
+            let path = String::new();
             return Source::Share { tag, path };
         }
-        Rootfs::GuestOverFs => Lower::Share { tag, path },
+        Rootfs::GuestOverFs => Lower::Share { tag },
         Rootfs::GuestOverBlock => Lower::Disk { number: 0 },
     };
-    let (tag, path) = below(config::LAYERS_WRITABLE);
     Source::Overlay {
         lower,
-        upper: Upper::Share { tag, path },
+        upper: UPPER_OPTIONS.into(),
     }
 }
 
@@ -411,7 +410,6 @@ mod tests {
             writable: WritableLayer {
                 upper: "/store/c/upper".into(),
                 work: "/store/c/work".into(),
-                both: "/store/c".into(),
             },
             volumes,
         }
@@ -521,14 +519,14 @@ mod tests {
             };
             let config = vm_config(&ready, &parts(), boot(&parts()), 77, &places());
             config.validate().unwrap();
-            let ShareSource::Layers {
-                lower: layers,
-                writable,
-            } = &config.shares[0].source
-            else {
-                panic!("{config:?}");
+            let layers = match &config.shares[0].source {
+                ShareSource::Overlay { lower, upper, .. } => {
+                    assert!(upper.is_none() && config.shares[0].read_only);
+                    lower.len()
+                }
+                _ => 0,
             };
-            assert_eq!((layers.len(), writable), (lower, &"/store/c".into()));
+            assert_eq!(layers, lower);
             assert!(config.shares[0].files.is_empty(), "the agent writes them");
             assert_eq!(config.disks[0].path.is_some(), lower == 0);
             let container = container(&ready);

@@ -13,8 +13,6 @@ pub(crate) struct WritableLayer {
     pub(crate) upper: PathBuf,
     /// overlayfs's own.
     pub(crate) work: PathBuf,
-    /// The directory that holds both, and nothing else.
-    pub(crate) both: PathBuf,
 }
 
 /// Failure to make a writable layer.
@@ -28,15 +26,11 @@ pub(crate) struct LayerError {
 impl WritableLayer {
     /// Makes the layer of the container in `dir`, to lie on top of the image layer `below`.
     pub(crate) fn create(dir: &Path, below: &Path) -> Result<Self, LayerError> {
-        // Apart: a guest that stacks it by itself shall see nothing else of the container's.
-        let both = dir.join("layer");
         let layer = Self {
-            upper: both.join("upper"),
-            work: both.join("work"),
-            both,
+            upper: dir.join("upper"),
+            work: dir.join("work"),
         };
         let create = || {
-            fs::create_dir(&layer.both)?;
             fs::create_dir(&layer.work)?;
             fs::create_dir(&layer.upper)?;
             // The root directory of an overlay has the attributes of its topmost layer: the

@@ -4,7 +4,7 @@
 //! HRUN_STORE/containers/.lock        held while names are compared and the dead are swept
 //! HRUN_STORE/containers/ID/lock      held by the hrun whose container is alive
 //!                         /state.json
-//!                         /layer/upper, work
+//!                         /upper, /work
 //! HRUN_STATE/containers/SHORT/       sockets of the VM while it runs
 //! ```
 //!

@@ -68,7 +68,7 @@ impl Fixture {
             .store
             .join("containers")
             .join(container.record().id.as_str());
-        fs::create_dir_all(dir.join("layer/work/work")).unwrap();
+        fs::create_dir_all(dir.join("work/work")).unwrap();
         let record = container.record().clone();
         container.abandon();
         record
@@ -155,7 +155,7 @@ fn a_directory_without_record_is_garbage() {
     let fixture = fixture();
     let id = Id::random().unwrap();
     let dir = fixture.dirs.store.join("containers").join(id.as_str());
-    fs::create_dir_all(dir.join("layer/upper/etc")).unwrap();
+    fs::create_dir_all(dir.join("upper/etc")).unwrap();
     fs::write(dir.join(LOCK), "").unwrap();
     let empty = dir.with_file_name(Id::random().unwrap().as_str());
     fs::create_dir(&empty).unwrap();
@@ -197,7 +197,7 @@ fn a_record_of_another_version_is_not_touched() {
         .join(record.id.as_str());
     fs::write(dir.join("state.json"), r#"{"version":99}"#).unwrap();
     assert_eq!(fixture.containers.list().unwrap(), []);
-    assert!(dir.join("layer/work").exists());
+    assert!(dir.join("work").exists());
 }
 
 #[test]
