@@ -29,7 +29,7 @@ KERNEL_PACKAGES := bc bison flex gcc libc6-dev libelf-dev make patch perl xz-uti
 	$(if $(HRUN_KERNEL_TARBALL),,linux-source-6.12)
 BUILD_PACKAGES := $(KERNEL_PACKAGES) cpio
 DEMO_PACKAGES := busybox-static umoci
-TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry g++ mmdebstrap openssl skopeo
+TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry erofs-utils g++ mmdebstrap openssl skopeo
 BENCH_PACKAGES := $(DEMO_PACKAGES) crun runc
 BENCH_BOOT_PACKAGES := qemu-system-x86
 

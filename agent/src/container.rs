@@ -27,6 +27,7 @@ use rustix::process;
 
 use crate::cgroup::Cgroup;
 use crate::confine;
+use crate::overlay;
 use crate::paths::{self, Missing};
 use crate::sys::{self, Stack, Twin};
 
@@ -57,7 +58,7 @@ pub(crate) fn failed<E: Into<io::Error>>(
     }
 }
 
-type Result<T, E = ContainerError> = std::result::Result<T, E>;
+pub(crate) type Result<T, E = ContainerError> = std::result::Result<T, E>;
 
 /// Mounts a share of the host, by its tag, on a directory.
 pub type MountShare = fn(tag: &str, target: &Path) -> io::Result<()>;
@@ -224,13 +225,13 @@ impl Sandbox {
     fn has_root(&self, root: &Mount) -> bool {
         match &root.source {
             Source::Share { tag, path } => path.is_empty() && self.root.as_ref() == Some(tag),
-            Source::Tmpfs { .. } => false,
+            Source::Tmpfs { .. } | Source::Overlay { .. } => false,
         }
     }
 }
 
 impl Place<'_> {
-    fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.staging.join(name)
     }
 
@@ -342,7 +343,7 @@ fn stage(staging: &Path, bounding: u64) -> Result<Devices> {
     })
 }
 
-fn make_dir(path: &Path) -> Result<()> {
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
     match fs::mkdir(path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(failed("make", path.display().to_string())(error)),
@@ -503,6 +504,7 @@ impl Assembly<'_> {
                 )?;
             }
             Source::Tmpfs { options } => mount_tmpfs(&target, options)?,
+            Source::Overlay { lower, upper } => overlay::mount(self.place, lower, upper, &target)?,
         }
         open_place(&target)
     }
@@ -544,6 +546,9 @@ impl Assembly<'_> {
                 }
                 Ok(())
             }
+            Source::Overlay { .. } => Err(failed("mount an overlay on", &mount.target)(
+                Errno::OPNOTSUPP,
+            )),
         }
     }
 
@@ -613,7 +618,7 @@ pub(crate) fn is_dir(place: BorrowedFd<'_>) -> Result<bool> {
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
-fn mount_tmpfs(target: &Path, options: &str) -> Result<()> {
+pub(crate) fn mount_tmpfs(target: &Path, options: &str) -> Result<()> {
     let data = std::ffi::CString::new(options)
         .map_err(|error| failed("mount", "tmpfs")(io::Error::from(error)))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;

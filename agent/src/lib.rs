@@ -13,6 +13,7 @@ mod confine;
 mod connection;
 mod container;
 mod log;
+mod overlay;
 mod paths;
 mod poller;
 mod process;

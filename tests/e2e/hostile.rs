@@ -70,6 +70,7 @@ fn boot(case: &Case, initramfs: &Path, ro: &Path, rw: &Path) -> Result<()> {
         control: case.path("control"),
         vsock: None,
         shares: vec![share("ro", ro, true), share("rw", rw, false)],
+        disks: Vec::new(),
         console: None,
         start_paused: false,
         profile: None,

@@ -18,6 +18,7 @@ mod pool;
 mod pull;
 mod push;
 mod resources;
+mod rootfs;
 mod run;
 mod signals;
 mod stdio;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         volumes::tests(),
         hostile::tests(),
         resources::tests(),
+        rootfs::tests(),
         image::tests(),
         commit::tests(),
         pull::tests(),

@@ -181,7 +181,7 @@ fn files_below(dir: &Path) -> BTreeMap<PathBuf, Entry> {
 
 /// Empty lock files, and directories that hold nothing but them, are no litter: they cannot be
 /// removed without a race. An image that was used has one in `images/use`. Nor is the note that a
-/// template was checked.
+/// template was checked, nor the disk of an image, which goes with it.
 fn is_kept(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
     const S_IFMT: u32 = 0o170_000;
     const S_IFDIR: u32 = 0o040_000;
@@ -195,7 +195,10 @@ fn is_kept(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
             .all(|other| is_kept(other, files));
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if name.ends_with(".trusted") {
+    let is_disk = path
+        .parent()
+        .is_some_and(|dir| dir.ends_with("images/erofs"));
+    if name.ends_with(".trusted") || is_disk {
         return true;
     }
     let in_use = path.parent().is_some_and(|dir| dir.ends_with("images/use"));

@@ -28,6 +28,7 @@ use crate::{
     config::{BootConfig, Origin, PAGE_SIZE, VmConfig},
     devices::{
         VirtioDevice,
+        blk::{Blk, Disk, DiskError},
         fs::{Fs, Sharing},
         rng::Rng,
         vsock::{Vsock, VsockError},
@@ -138,6 +139,9 @@ pub enum BuildError {
         /// Why.
         source: io::Error,
     },
+    /// A disk cannot be opened.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A device stands where no clone could go on.
     #[error("Failed to save the state of a device")]
     Suspend(#[source] TransportError),
@@ -362,9 +366,10 @@ fn boot_machine(
     let vm = Vm::new(memory)?;
     timeline.reached("KVM ready");
 
+    let disks = open_disks(config)?;
     confine(config)?;
     timeline.reached("shares mounted");
-    let devices = make_devices(config)?;
+    let devices = make_devices(config, disks)?;
 
     let mut vcpus = (0..config.vcpus)
         .map(|id| Vcpu::new(&vm.kvm, &vm.fd, id, config.vcpus))
@@ -410,9 +415,10 @@ fn restore_machine(
     timeline: &Timeline,
 ) -> Result<Machine, BuildError> {
     loaded.check(config)?;
+    let disks = open_disks(config)?;
     confine(config)?;
     timeline.reached("shares mounted");
-    let devices = make_devices(config)?;
+    let devices = make_devices(config, disks)?;
     let mut states = loaded.devices.iter();
     let restored = attach(&loaded.vm, devices, |device, memory| {
         let state = states.next().expect("as many devices as were checked");
@@ -481,8 +487,13 @@ fn confine(config: &VmConfig) -> Result<(), BuildError> {
 
 type Devices = Vec<Box<dyn VirtioDevice>>;
 
+/// Opens the disks while their files can be reached.
+fn open_disks(config: &VmConfig) -> Result<Vec<Disk>, DiskError> {
+    config.disks.iter().map(Disk::open).collect()
+}
+
 /// The devices, in the order of their windows.
-fn make_devices(config: &VmConfig) -> Result<Devices, BuildError> {
+fn make_devices(config: &VmConfig, disks: Vec<Disk>) -> Result<Devices, BuildError> {
     let mut devices = Devices::new();
     if let Some(vsock) = &config.vsock {
         let device = Vsock::new(vsock.cid, &vsock.socket).map_err(BuildError::Vsock)?;
@@ -503,6 +514,9 @@ fn make_devices(config: &VmConfig) -> Result<Devices, BuildError> {
                 source,
             })?;
         devices.push(Box::new(device));
+    }
+    for disk in disks {
+        devices.push(Box::new(Blk::new(disk)));
     }
     if devices.len() > layout::MAX_DEVICES {
         return Err(BuildError::TooManyDevices(devices.len()));

@@ -19,6 +19,12 @@ pub const MAX_MEMORY: u64 = 1 << 40;
 /// Longest virtio-fs tag, in bytes (virtio 1.2, 5.11.4).
 pub const MAX_TAG: usize = 36;
 
+/// Longest identifier of a disk, in bytes (virtio 1.2, 5.2.6).
+pub const MAX_DISK_ID: usize = 20;
+
+/// The unit in which a disk is counted, in bytes (virtio 1.2, 5.2.4).
+pub const SECTOR_SIZE: u64 = 512;
+
 /// Page size of the guest, in bytes: memory sizes are multiples of it.
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -43,6 +49,9 @@ pub struct VmConfig {
     /// virtio-fs devices, one for each share.
     #[serde(default)]
     pub shares: Vec<ShareConfig>,
+    /// virtio-blk devices, in the order in which the guest numbers them.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
     /// File for the guest's boot log, from an emulated serial port. Without it there is no port:
     /// every byte that a guest prints costs two exits.
     #[serde(default)]
@@ -97,6 +106,24 @@ pub struct VsockConfig {
     pub cid: u32,
     /// Path of the Unix socket, made by the VMM.
     pub socket: PathBuf,
+}
+
+/// A file that is a disk of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Its serial number: 1 to [`MAX_DISK_ID`] printable ASCII characters, unique in the VM.
+    pub id: String,
+    /// The file with its content. Without one there are zeros only.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// Refuse every change: the file is opened for reading only.
+    pub read_only: bool,
+    /// How large the guest takes a read-only disk for, in bytes, a multiple of [`SECTOR_SIZE`]:
+    /// behind the end of the file there are zeros. So clones of a VM may have different files in
+    /// the same place. By default the disk is as large as its file.
+    #[serde(default)]
+    pub capacity: Option<u64>,
 }
 
 /// A directory shared with the guest by virtio-fs.
@@ -275,6 +302,13 @@ impl VmConfig {
             share.source.validate(&at("source"), share.read_only)?;
             share.validate_content(&at("files"), &at("directories"))?;
         }
+        for (index, disk) in self.disks.iter().enumerate() {
+            let at = |name: &str| format!("disks[{index}].{name}");
+            disk.validate(at)?;
+            if self.disks[..index].iter().any(|other| other.id == disk.id) {
+                return Err(field(at("id"), format!("repeats {:?}", disk.id)));
+            }
+        }
         Ok(())
     }
 }
@@ -294,6 +328,34 @@ impl Origin {
                     Err(field("origin.boot.cmdline", "must be printable ASCII"))
                 }
             }
+        }
+    }
+}
+
+impl DiskConfig {
+    fn validate(&self, at: impl Fn(&str) -> String) -> Result<(), ConfigError> {
+        let printable = self.id.bytes().all(|byte| byte.is_ascii_graphic());
+        if self.id.is_empty() || self.id.len() > MAX_DISK_ID || !printable {
+            let problem = format!("must have 1 to {MAX_DISK_ID} printable characters");
+            return Err(field(at("id"), problem));
+        }
+        match (&self.path, self.capacity) {
+            (Some(path), _) => absolute(&at("path"), path)?,
+            (None, Some(_)) if self.read_only => {}
+            (None, _) => {
+                let problem = "is missing, so the disk must be read_only and have a capacity";
+                return Err(field(at("path"), problem));
+            }
+        }
+        match self.capacity {
+            Some(_) if !self.read_only => {
+                Err(field(at("capacity"), "is for disks that are read_only"))
+            }
+            Some(bytes) if !bytes.is_multiple_of(SECTOR_SIZE) => {
+                let problem = format!("must be a multiple of {SECTOR_SIZE} bytes");
+                Err(field(at("capacity"), problem))
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -423,6 +485,12 @@ mod tests {
                 }],
                 directories: vec!["/proc".into()],
             }],
+            disks: vec![DiskConfig {
+                id: "image".into(),
+                path: Some("/image.erofs".into()),
+                read_only: true,
+                capacity: Some(1 << 30),
+            }],
             console: None,
             start_paused: false,
             profile: None,
@@ -453,7 +521,7 @@ mod tests {
     #[test]
     fn values_that_cannot_be_are_refused_by_field() {
         type Spoil = fn(&mut VmConfig);
-        let cases: [(&str, Spoil); 19] = [
+        let cases: [(&str, Spoil); 26] = [
             ("vcpus", |c| c.vcpus = 0),
             ("vcpus", |c| c.vcpus = MAX_VCPUS + 1),
             ("memory", |c| c.memory = MIN_MEMORY - PAGE_SIZE),
@@ -489,6 +557,17 @@ mod tests {
                 c.control = format!("/{}", "x".repeat(100)).into();
             }),
             ("vsock.cid", |c| c.vsock.as_mut().unwrap().cid = 2),
+            ("disks[0].id", |c| c.disks[0].id = String::new()),
+            ("disks[0].id", |c| {
+                c.disks[0].id = "x".repeat(MAX_DISK_ID + 1);
+            }),
+            ("disks[1].id", |c| c.disks.push(c.disks[0].clone())),
+            ("disks[0].path", |c| c.disks[0].path = Some("here".into())),
+            ("disks[0].path", |c| {
+                (c.disks[0].path, c.disks[0].capacity) = (None, None);
+            }),
+            ("disks[0].capacity", |c| c.disks[0].read_only = false),
+            ("disks[0].capacity", |c| c.disks[0].capacity = Some(513)),
             ("shares[1].tag", |c| c.shares.push(c.shares[0].clone())),
             ("shares[0].tag", |c| {
                 c.shares[0].tag = "t".repeat(MAX_TAG + 1);

@@ -155,8 +155,9 @@ impl Loaded {
     ///
     /// It has other vCPUs, another memory or another number of devices.
     pub fn check(&self, config: &VmConfig) -> Result<(), RestoreError> {
-        // vsock, rng, shares.
-        let devices = usize::from(config.vsock.is_some()) + 1 + config.shares.len();
+        // vsock, rng, shares, disks.
+        let devices =
+            usize::from(config.vsock.is_some()) + 1 + config.shares.len() + config.disks.len();
         for (what, saved, asked) in [
             ("vCPUs", self.vcpus.len() as u64, u64::from(config.vcpus)),
             ("bytes of memory", self.memory, config.memory),

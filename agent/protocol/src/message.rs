@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the protocol. Host and agent refuse to work with another one.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Host port (CID 2) to which the agent connects once, when it is ready for work.
 pub const READY_PORT: u32 = 1024;
@@ -187,6 +187,29 @@ pub enum Source {
     Tmpfs {
         /// Data for `mount(2)`, such as `size=64m,mode=1777`.
         options: String,
+    },
+    /// An overlayfs of the guest's own, whose changes are in a new tmpfs. For a root file system
+    /// only.
+    Overlay {
+        /// What it shows before anything is changed.
+        lower: Lower,
+        /// Data for `mount(2)` of the tmpfs.
+        upper: String,
+    },
+}
+
+/// What is read-only below an overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Lower {
+    /// A virtio-fs share.
+    Share {
+        /// Its virtio-fs tag.
+        tag: String,
+    },
+    /// An EROFS on a disk.
+    Disk {
+        /// Which of the VM's disks, counted from 0.
+        number: u8,
     },
 }
 

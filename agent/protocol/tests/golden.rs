@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 4);
+    assert_eq!(VERSION, 5);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -113,6 +113,24 @@ fn create() {
             read_only: true,
         })),
         "470000000101010004726f6f7400012f0003626f78036c616e030103612e62013101022f6d01022f7201010773697a653d316d042f746d7001010a2f6574632f686f73747302780aa40301",
+    );
+}
+
+#[test]
+fn overlay() {
+    golden(
+        &Source::Overlay {
+            lower: Lower::Share { tag: "root".into() },
+            upper: "size=1m".into(),
+        },
+        "0f000000020004726f6f740773697a653d316d",
+    );
+    golden(
+        &Source::Overlay {
+            lower: Lower::Disk { number: 1 },
+            upper: "size=50%".into(),
+        },
+        "0c0000000201010873697a653d353025",
     );
 }
 

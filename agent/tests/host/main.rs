@@ -4,6 +4,7 @@
 
 mod guest;
 mod lifecycle;
+mod overlay;
 mod processes;
 mod rights;
 mod setup;

@@ -45,6 +45,7 @@ pub use progress::{Progress, Task};
 pub use reference::{Reference, ReferenceError};
 pub use source::SourceError;
 pub use store::build::{BuildError, NewImage};
+pub use store::erofs::ErofsError;
 pub use store::find::FindError;
 pub use store::load::LoadError;
 pub use store::pull::{PullError, PullOptions, Pulled};

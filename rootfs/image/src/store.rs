@@ -6,6 +6,8 @@
 //! blobs/sha256/HEX    manifests, configurations and layers as they were loaded, verified
 //! layers/HEX32/       unpacked layers, lower directories for overlayfs
 //! use/HEX             flock, shared while an image is in use
+//! erofs/HEX           images as one EROFS file each, made when first asked for
+//! erofs/lock          flock, exclusive while one is made
 //! downloads/HEX       blobs from registries, incomplete, flocked by who downloads them
 //! tmp/XXXX/           work in progress, flocked by the process it belongs to
 //! ```
@@ -17,6 +19,7 @@
 
 pub(crate) mod build;
 mod downloads;
+pub(crate) mod erofs;
 pub(crate) mod find;
 pub(crate) mod load;
 pub(crate) mod pull;
@@ -252,14 +255,7 @@ impl Store {
     /// Takes the store's lock, waiting for it; held until the result is dropped.
     fn lock(&self, operation: FlockOperation) -> Result<File, StoreError> {
         let path = self.root.join("lock");
-        let file = open_lock(&path).map_err(|err| self.failed("open", &path, err))?;
-        loop {
-            match flock(&file, operation) {
-                Err(Errno::INTR) => {}
-                Err(err) => return Err(self.failed("lock", &path, err.into())),
-                Ok(()) => return Ok(file),
-            }
-        }
+        lock_file(&path, operation).map_err(|err| self.failed("lock", &path, err))
     }
 
     fn read_existing_index(&self) -> Result<Option<Index>, StoreError> {
@@ -329,6 +325,18 @@ fn is_full(err: &io::Error) -> bool {
         err.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     )
+}
+
+/// Opens a lock and takes it, waiting for it.
+fn lock_file(path: &Path, operation: FlockOperation) -> io::Result<File> {
+    let file = open_lock(path)?;
+    loop {
+        match flock(&file, operation) {
+            Err(Errno::INTR) => {}
+            Err(err) => return Err(err.into()),
+            Ok(()) => return Ok(file),
+        }
+    }
 }
 
 fn open_lock(path: &Path) -> io::Result<File> {

@@ -154,6 +154,7 @@ fn vmm_config(guest: &Guest, dir: &Path) -> VmConfig {
         control: dir.join("control"),
         vsock: None,
         shares: Vec::new(),
+        disks: Vec::new(),
         console: None,
         start_paused: false,
         profile: None,

@@ -21,6 +21,7 @@ mod parts;
 mod poll;
 mod pool;
 mod relay;
+mod rootfs;
 mod sandbox;
 mod seccomp;
 mod session;

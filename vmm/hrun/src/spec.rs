@@ -9,6 +9,7 @@ use crate::{
         env::{self, EnvEdit},
         volume::Volume,
     },
+    rootfs::Rootfs,
     template::Class,
 };
 
@@ -35,6 +36,8 @@ pub(crate) struct RunOptions {
     pub(crate) volumes: Vec<Volume>,
     pub(crate) hostname: Option<String>,
     pub(crate) read_only: bool,
+    /// How the root file system gets into the guest.
+    pub(crate) rootfs: Rootfs,
     pub(crate) rlimits: Vec<Rlimit>,
     /// The capabilities of root's programs, as bits.
     pub(crate) capabilities: u64,

@@ -4,15 +4,16 @@
 use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::{
-    Action, Capabilities, Container, ContainerId, Mount, Personality, ProcessId, Source, Stdio,
+    Action, Capabilities, Container, ContainerId, File, Lower, Mount, Personality, ProcessId,
+    Source, Stdio,
 };
 use rustix::{
     io::Errno,
     rand::{GetRandomFlags, getrandom},
 };
 use vmm::config::{
-    self, BootConfig, CollectionEntry, Origin, ShareConfig, ShareSource, SharedFile, VmConfig,
-    VsockConfig,
+    self, BootConfig, CollectionEntry, DiskConfig, Origin, ShareConfig, ShareSource, SharedFile,
+    VmConfig, VsockConfig,
 };
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     container::WritableLayer,
     memory::guest_ram_for,
     parts::Parts,
+    rootfs::Rootfs,
     spec::{Process, RunOptions},
     template::Class,
     volumes::{ReadySource, ReadyVolume},
@@ -47,6 +49,17 @@ pub(crate) const RUNTIME_PATHS: [&str; 6] = [
 /// Tag of the share that holds the volumes, each under its number.
 const VOLUMES_TAG: &str = "volumes";
 
+/// Of the tmpfs that takes a container's changes where the guest stacks its layers: half of the
+/// guest's memory.
+const UPPER_OPTIONS: &str = "size=50%";
+
+/// Serial number of the disk that holds an image.
+const IMAGE_DISK: &str = "image";
+
+/// What the guest takes for the size of that disk, in bytes: more than an image has. It learns of
+/// it before anybody knows which image it will be.
+const IMAGE_DISK_CAPACITY: u64 = 1 << 42;
+
 /// The least context identifier that is not reserved.
 pub(crate) const FIRST_CID: u32 = 3;
 
@@ -61,6 +74,8 @@ pub(crate) struct Ready<'a> {
     pub(crate) process: &'a Process,
     /// The image's layers, topmost first.
     pub(crate) layers: &'a [PathBuf],
+    /// The image as an EROFS file, if that is how it gets into the guest.
+    pub(crate) disk: Option<&'a Path>,
     pub(crate) writable: &'a WritableLayer,
     pub(crate) volumes: &'a [ReadyVolume],
 }
@@ -85,20 +100,6 @@ pub(crate) fn vm_config(
     cid: u32,
     places: &Places,
 ) -> VmConfig {
-    let root = ShareConfig {
-        tag: ROOT_TAG.into(),
-        source: ShareSource::Overlay {
-            lower: ready.layers.to_vec(),
-            upper: Some(ready.writable.upper.clone()),
-            work: Some(ready.writable.work.clone()),
-        },
-        // Also with --read-only: mount points have to be made, so it is the guest that closes it.
-        read_only: false,
-        // Its upper directory belongs to this VM alone.
-        exclusive: true,
-        files: files(ready),
-        directories: mount_points(ready),
-    };
     let volumes = ready.volumes.iter().enumerate().map(|(index, volume)| {
         let path = match &volume.source {
             ReadySource::Directory(path) | ReadySource::File(path) => path.clone(),
@@ -123,8 +124,53 @@ pub(crate) fn vm_config(
             .as_ref()
             .map(|_| parts.kernel.with_file_name("System.map")),
         profile: places.profile.clone(),
-        shares: vec![root, volumes],
+        shares: vec![root_share(ready), volumes],
+        disks: vec![image_disk(ready.disk)],
         ..vm(ready.options.class(), origin, cid, places)
+    }
+}
+
+/// What of the root file system is shared by virtio-fs.
+fn root_share(ready: &Ready<'_>) -> ShareConfig {
+    let share = ShareConfig {
+        // Nobody but this VM changes what it shows.
+        exclusive: true,
+        ..empty_share(ROOT_TAG)
+    };
+    match ready.options.rootfs {
+        Rootfs::Host => ShareConfig {
+            source: ShareSource::Overlay {
+                lower: ready.layers.to_vec(),
+                upper: Some(ready.writable.upper.clone()),
+                work: Some(ready.writable.work.clone()),
+            },
+            // Also with --read-only: mount points have to be made, so it is the guest that closes
+            // it.
+            read_only: false,
+            files: files(ready),
+            directories: mount_points(ready),
+            ..share
+        },
+        Rootfs::GuestOverFs => ShareConfig {
+            source: ShareSource::Overlay {
+                lower: ready.layers.to_vec(),
+                upper: None,
+                work: None,
+            },
+            read_only: true,
+            ..share
+        },
+        Rootfs::GuestOverBlock => share,
+    }
+}
+
+/// The disk that every VM has, with an image or empty.
+fn image_disk(path: Option<&Path>) -> DiskConfig {
+    DiskConfig {
+        id: IMAGE_DISK.into(),
+        path: path.map(Path::to_owned),
+        read_only: true,
+        capacity: Some(IMAGE_DISK_CAPACITY),
     }
 }
 
@@ -137,6 +183,7 @@ pub(crate) fn template_config(class: Class, parts: &Parts, places: &Places) -> V
     VmConfig {
         name: "template".into(),
         shares: vec![exclusive(ROOT_TAG), empty_share(VOLUMES_TAG)],
+        disks: vec![image_disk(None)],
         ..vm(class, boot(parts), FIRST_CID, places)
     }
 }
@@ -163,6 +210,7 @@ fn vm(class: Class, origin: Origin, cid: u32, places: &Places) -> VmConfig {
             socket: places.vsock.clone(),
         }),
         shares: Vec::new(),
+        disks: Vec::new(),
         console: None,
         start_paused: false,
         profile: None,
@@ -234,10 +282,7 @@ fn container(ready: &Ready<'_>) -> Container {
     Container {
         id: CONTAINER,
         root: Mount {
-            source: Source::Share {
-                tag: ROOT_TAG.into(),
-                path: String::new(),
-            },
+            source: root_source(ready.options.rootfs),
             target: "/".into(),
             read_only: false,
         },
@@ -249,10 +294,40 @@ fn container(ready: &Ready<'_>) -> Container {
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
         mounts: mounts.collect(),
-        // The VMM has put them in place, which costs the guest nothing.
-        files: Vec::new(),
+        files: match ready.options.rootfs {
+            // The VMM has put them in place, which costs the guest nothing.
+            Rootfs::Host => Vec::new(),
+            Rootfs::GuestOverFs | Rootfs::GuestOverBlock => guest_files(ready),
+        },
         read_only: ready.options.read_only,
     }
+}
+
+/// What the agent makes the root file system of.
+fn root_source(rootfs: Rootfs) -> Source {
+    let tag = ROOT_TAG.to_owned();
+    let lower = match rootfs {
+        Rootfs::Host => {
+            let path = String::new();
+            return Source::Share { tag, path };
+        }
+        Rootfs::GuestOverFs => Lower::Share { tag },
+        Rootfs::GuestOverBlock => Lower::Disk { number: 0 },
+    };
+    Source::Overlay {
+        lower,
+        upper: UPPER_OPTIONS.into(),
+    }
+}
+
+/// [`files`], for the agent to write.
+fn guest_files(ready: &Ready<'_>) -> Vec<File> {
+    let file = |file: SharedFile| File {
+        path: file.path.to_string_lossy().into_owned(),
+        content: file.content.into_bytes(),
+        mode: file.mode,
+    };
+    files(ready).into_iter().map(file).collect()
 }
 
 /// The files by which a container knows who it is, unless the user mounts his own. There is no
@@ -372,6 +447,7 @@ mod tests {
                 options: &self.options,
                 process: &self.process,
                 layers: &self.layers,
+                disk: None,
                 writable: &self.writable,
                 volumes: &self.volumes,
             }
@@ -458,6 +534,42 @@ mod tests {
                 shares.map(|s| (s.tag.clone(), s.exclusive)).collect()
             };
             assert_eq!(shares(&config), shares(&template));
+            let disks = |config: &VmConfig| -> Vec<_> {
+                let disks = config.disks.iter();
+                disks
+                    .map(|d| (d.id.clone(), d.read_only, d.capacity))
+                    .collect()
+            };
+            assert_eq!(disks(&config), disks(&template));
+        }
+    }
+
+    #[test]
+    fn a_guest_that_stacks_its_layers_has_what_that_takes_and_nothing_to_write_to_below() {
+        for (rootfs, lower) in [(Rootfs::GuestOverFs, 2), (Rootfs::GuestOverBlock, 0)] {
+            let mut fixture = fixture(vec![]);
+            fixture.options.rootfs = rootfs;
+            let disk = Path::new("/store/erofs/id");
+            let ready = Ready {
+                disk: rootfs.needs_disk().then_some(disk),
+                ..fixture.ready()
+            };
+            let config = vm_config(&ready, &parts(), boot(&parts()), 77, &places());
+            config.validate().unwrap();
+            let layers = match &config.shares[0].source {
+                ShareSource::Overlay { lower, upper, .. } => {
+                    assert!(upper.is_none() && config.shares[0].read_only);
+                    lower.len()
+                }
+                _ => 0,
+            };
+            assert_eq!(layers, lower);
+            assert!(config.shares[0].files.is_empty(), "the agent writes them");
+            assert_eq!(config.disks[0].path.is_some(), lower == 0);
+            let container = container(&ready);
+            assert!(matches!(container.root.source, Source::Overlay { .. }));
+            let files: Vec<_> = container.files.iter().map(|f| f.path.as_str()).collect();
+            assert_eq!(files, ["/etc/hostname", "/etc/hosts", "/etc/machine-id"]);
         }
     }
 

@@ -12,6 +12,7 @@
 //!                            this VM or a clone of it
 //! ```
 
+pub mod blk;
 pub mod fs;
 pub mod rng;
 pub mod vsock;
@@ -155,6 +156,9 @@ pub enum ActivateError {
     /// An event descriptor could not be made or duplicated.
     #[error("Failed to make an event descriptor")]
     EventFd(#[source] io::Error),
+    /// What it works on was lost with a worker that died.
+    #[error("The device has lost what it works on")]
+    Unavailable,
     /// The backend's own reason.
     #[error("Failed to start the backend")]
     Backend(#[source] io::Error),

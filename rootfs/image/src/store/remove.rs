@@ -20,7 +20,7 @@ pub struct Removed {
     pub untagged: Vec<Reference>,
     /// The image, if it went with its last name.
     pub deleted: Option<Digest>,
-    /// Bytes of unpacked files and layer blobs that no other image shares.
+    /// Bytes of unpacked files and layer blobs that no other image shares, and of the EROFS file.
     pub freed: u64,
 }
 
@@ -106,6 +106,7 @@ impl Store {
         index.images.retain(|image| image.id != record.id);
         let layers = index.drop_unused_layers();
         let unused = self.unused_blobs(&index, &record);
+        let erofs = self.erofs_bytes(&record.id);
         let blobs: u64 = unused.iter().map(|(_, bytes)| bytes).sum();
         let workspace = self.workspace_if_room()?;
         match self.write_index(&index) {
@@ -142,7 +143,7 @@ impl Store {
         Ok(Removed {
             untagged,
             deleted: Some(record.id),
-            freed: blobs + unpacked,
+            freed: blobs + unpacked + erofs,
         })
     }
 

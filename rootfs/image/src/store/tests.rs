@@ -1,5 +1,6 @@
 mod build;
 mod damage;
+mod erofs;
 mod full;
 mod life;
 mod load;

@@ -36,14 +36,19 @@ pub struct Usage {
 }
 
 impl Store {
-    /// Says what images and downloads take: the bytes of blobs and of the unpacked regular files.
+    /// Says what images and downloads take: the bytes of blobs, of the unpacked
+    /// regular files, and of EROFS files.
     pub fn usage(&self) -> Result<Usage, StoreError> {
         let _lock = self.lock(FlockOperation::LockShared)?;
         let index = self.read_index()?;
-        let all: BTreeMap<_, _> = index.images.iter().flat_map(|i| parts(&index, i)).collect();
+        let all: BTreeMap<_, _> = index
+            .images
+            .iter()
+            .flat_map(|i| self.parts(&index, i))
+            .collect();
         let mut owners: BTreeMap<&str, usize> = BTreeMap::new();
         for image in &index.images {
-            for part in parts(&index, image).keys() {
+            for part in self.parts(&index, image).keys() {
                 *owners.entry(*part).or_default() += 1;
             }
         }
@@ -51,7 +56,8 @@ impl Store {
             .images
             .iter()
             .map(|image| {
-                let (unique, shared): (Vec<_>, Vec<_>) = parts(&index, image)
+                let (unique, shared): (Vec<_>, Vec<_>) = self
+                    .parts(&index, image)
                     .into_iter()
                     .partition(|(part, _)| owners.get(part) == Some(&1));
                 let sum = |parts: Vec<(&str, u64)>| parts.into_iter().map(|(_, n)| n).sum();
@@ -77,7 +83,7 @@ impl Store {
         let index = self.read_index()?;
         let of = |images: &mut dyn Iterator<Item = &ImageRecord>| -> u64 {
             let parts: BTreeMap<String, u64> = images
-                .flat_map(|image| parts(&index, image))
+                .flat_map(|image| self.parts(&index, image))
                 .map(|(part, bytes)| (part.to_owned(), bytes))
                 .collect();
             parts.values().sum()
@@ -93,6 +99,21 @@ impl Store {
     /// Removes interrupted downloads that nobody is at; gives the bytes that this frees.
     pub fn prune_downloads(&self) -> Result<u64, StoreError> {
         self.clear_downloads(Duration::ZERO)
+    }
+
+    /// The layers, the layer blobs and the EROFS file of an image, by name, and their bytes.
+    fn parts<'a>(&self, index: &'a Index, image: &'a ImageRecord) -> BTreeMap<&'a str, u64> {
+        let blobs = image
+            .layers
+            .iter()
+            .map(|layer| (layer.blob.digest.digest(), layer.blob.bytes));
+        let layers = image.layers.iter().filter_map(|layer| {
+            let record = index.layers.get(&layer.directory)?;
+            Some((layer.directory.as_str(), record.bytes))
+        });
+        // No blob has the digest of an image's configuration.
+        let erofs = (image.id.digest(), self.erofs_bytes(&image.id));
+        blobs.chain(layers).chain([erofs]).collect()
     }
 
     fn downloads(&self) -> Result<(usize, u64), StoreError> {
@@ -113,17 +134,4 @@ impl Store {
         };
         count().map_err(|err| self.failed("read", &directory, err))
     }
-}
-
-/// The layers and layer blobs of an image, by name, and their bytes.
-fn parts<'a>(index: &'a Index, image: &'a ImageRecord) -> BTreeMap<&'a str, u64> {
-    let blobs = image
-        .layers
-        .iter()
-        .map(|layer| (layer.blob.digest.digest(), layer.blob.bytes));
-    let layers = image.layers.iter().filter_map(|layer| {
-        let record = index.layers.get(&layer.directory)?;
-        Some((layer.directory.as_str(), record.bytes))
-    });
-    blobs.chain(layers).collect()
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{Store, StoreError, is_full};
+use super::{Store, StoreError, erofs, is_full};
 use crate::trash::Trash;
 
 /// A directory in `tmp/` that belongs to this process; removed with its contents on drop.
@@ -169,7 +169,7 @@ impl Store {
         Ok(())
     }
 
-    /// Moves blobs and layers that `index` does not name into `workspace`, to be deleted with it.
+    /// Moves blobs, layers and EROFS files that `index` does not name into `workspace`, to be deleted with it.
     /// The caller holds the store's lock.
     pub(super) fn set_orphans_aside(
         &self,
@@ -182,6 +182,9 @@ impl Store {
         })?;
         self.set_aside(&self.layers_path(), "layers", workspace, |name| {
             index.layers.contains_key(name)
+        })?;
+        self.set_aside(&self.erofs_directory(), "erofs", workspace, |name| {
+            name == erofs::LOCK || index.images.iter().any(|image| image.id.digest() == name)
         })
     }
 
@@ -226,7 +229,12 @@ impl Store {
             workspace.path().join(aside)
         };
         let run = || {
-            for entry in fs::read_dir(directory)? {
+            let entries = match fs::read_dir(directory) {
+                // A store has some directories only when they are first needed.
+                Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            };
+            for entry in entries {
                 let name = entry?.file_name();
                 if !name.to_str().is_some_and(&keep) {
                     fs::rename(directory.join(&name), aside(&name))?;

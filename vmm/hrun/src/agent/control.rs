@@ -222,7 +222,7 @@ mod tests {
             }
         };
         assert!(
-            matches!(error, ControlError::Decode(DecodeError::Version(5))),
+            matches!(error, ControlError::Decode(DecodeError::Version(6))),
             "{error}"
         );
         far.join().unwrap();

@@ -75,13 +75,21 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
     let image = find_image(&store, &options.image, implied, args.pull)?;
     // From here on every way out passes the drops below.
     let mut signals = Signals::catch().context("Failed to catch signals")?;
-    let _in_use = store.use_image(&image)?;
+    let in_use = store.use_image(&image)?;
     let process = Process::resolve(&options, image.config.config().as_ref())?;
     timeline.mark("image found");
 
     host::require_kvm()?;
     let parts = Parts::find()?;
     let input = input(&options)?;
+
+    let disk = match options.rootfs.needs_disk() {
+        true => Some(store.erofs(&image, &in_use)?),
+        false => None,
+    };
+    if disk.is_some() {
+        timeline.mark("image's disk found");
+    }
 
     let containers = Containers::open(&dirs)?;
     let record = NewRecord {
@@ -115,6 +123,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         options: &options,
         process: &process,
         layers,
+        disk: disk.as_deref(),
         writable: &writable,
         volumes: &volumes,
     };
@@ -133,6 +142,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         way: args.start,
         class: options.class(),
         image: &rehearsal,
+        rootfs: options.rootfs,
         parts: &parts,
         dirs: &dirs,
         templates: &templates,

@@ -36,6 +36,7 @@ use crate::{
         PoolClass,
         client::{self, ClaimRefused},
     },
+    rootfs::Rootfs,
     signals::Signals,
     template::{Class, Got, Making, Rehearsal, Template, TemplateError, Templates},
     timeline::{By, Timeline},
@@ -81,6 +82,9 @@ pub(crate) struct Claim<'a> {
     pub(crate) class: Class,
     /// What a template for the container's image is made with.
     pub(crate) image: &'a Rehearsal,
+    /// Templates for an image have their root file system mounted already, and as the host's
+    /// overlay: no other container can use them.
+    pub(crate) rootfs: Rootfs,
     pub(crate) parts: &'a Parts,
     /// Where the pool is found.
     pub(crate) dirs: &'a Dirs,
@@ -179,7 +183,7 @@ impl Sandbox {
         match claim.way {
             Way::Boot => claim.timeline.note_way("boot", "asked for"),
             Way::Auto if claim.wants_boot => claim.timeline.note_way("boot", "to show it"),
-            Way::Image => {
+            Way::Image if claim.rootfs == Rootfs::Host => {
                 let get = |making: Making<'_>| {
                     claim.templates.get_or_make_for_image(
                         claim.class,
@@ -190,12 +194,14 @@ impl Sandbox {
                 };
                 return Self::restore(&config, claim, signals, announce, &get, None);
             }
-            Way::Template => {
+            Way::Template | Way::Image => {
                 return Self::restore(&config, claim, signals, announce, &for_any(claim), None);
             }
             Way::Auto | Way::Pool => {
                 // A VM that knows the image is faster than one that is ready.
-                if let Some(sandbox) = Self::knowing_image(&config, claim, announce)? {
+                if claim.rootfs == Rootfs::Host
+                    && let Some(sandbox) = Self::knowing_image(&config, claim, announce)?
+                {
                     return Ok(sandbox);
                 }
                 let class = PoolClass::any(claim.class);

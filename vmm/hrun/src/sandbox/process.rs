@@ -431,6 +431,7 @@ mod tests {
             control: "/run/control".into(),
             vsock: None,
             shares: Vec::new(),
+            disks: Vec::new(),
             console: None,
             start_paused: false,
             profile: None,

@@ -149,6 +149,7 @@ pub(super) fn make(
         options: &rehearsal.options,
         process: &rehearsal.process,
         layers: &rehearsal.image.layers,
+        disk: None,
         writable: &writable,
         volumes: &[],
     };

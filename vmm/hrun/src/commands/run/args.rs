@@ -9,6 +9,7 @@ use vmm::config::MAX_VCPUS;
 use crate::{
     commands::pull::When,
     options::{capability, env as environment, security, size, ulimit, volume},
+    rootfs::{Carrier, Rootfs, Stacked},
     sandbox::Way,
     seccomp::Profile,
     spec::{self, RunOptions},
@@ -76,6 +77,18 @@ pub(crate) struct RunArgs {
     /// Make the container's root file system read-only
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// How the image gets into the container's VM
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "WAY",
+        env = "HRUN_ROOTFS"
+    )]
+    pub(crate) rootfs: Carrier,
+    /// Who stacks changes on the image [default: the host, with a disk the guest]
+    #[arg(long, value_enum, value_name = "WHO", env = "HRUN_ROOTFS_OVERLAY")]
+    pub(crate) rootfs_overlay: Option<Stacked>,
     /// Memory that the container sees, such as 512m or 2g
     #[arg(short, long, value_name = "SIZE", default_value = "256m")]
     pub(crate) memory: String,
@@ -198,6 +211,7 @@ impl RunArgs {
             volumes: self.volumes()?,
             hostname: self.hostname.clone(),
             read_only: self.read_only,
+            rootfs: Rootfs::choose(self.rootfs, self.rootfs_overlay)?,
             rlimits: self
                 .ulimit
                 .iter()
