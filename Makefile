@@ -19,7 +19,8 @@ CARGO ?= cargo
 # Where `make install` puts things; DESTDIR goes in front, for packagers.
 PREFIX ?= /usr/local
 DESTDIR ?=
-# How long each fuzz target runs, how often bench-boot boots, and arguments for tests and benchmarks.
+# How long each fuzz target runs, how often bench-boot and bench-image measure, and arguments for
+# tests and benchmarks.
 FUZZ_SECONDS ?= 60
 BENCH_ROUNDS ?= 5
 ARGS ?=
@@ -136,17 +137,22 @@ images: deps-test ## Make the images that the end-to-end tests run
 
 # A store of its own; only bench-boot needs qemu, which is large.
 .PHONY: bench bench-quick
-bench: bench-image ## Measure hrun against crun and runc; ARGS=--help tells what else it can do
+bench: bench-store ## Measure hrun against crun and runc; ARGS=--help tells what else it can do
 	$(BENCH) --output $(TARGET)/bench/results $(ARGS)
-bench-quick: bench-image ## The same within three minutes, with few samples
+bench-quick: bench-store ## The same within three minutes, with few samples
 	$(BENCH) --quick --output $(TARGET)/bench/results-quick $(ARGS)
 
 BENCH = $(AS_ROOT) env HRUN_STORE=$(TARGET)/bench/store $(HRUN) bench
 
-.PHONY: bench-image
-bench-image: deps-bench build
+.PHONY: bench-store
+bench-store: deps-bench build
 	tests/images/busybox.sh $(TARGET)/bench/image
 	$(AS_ROOT) env HRUN_STORE=$(TARGET)/bench/store $(HRUN) image load --quiet $(TARGET)/bench/image/busybox >/dev/null
+
+.PHONY: bench-image
+bench-image: deps-test binaries ## Load and pull a Debian by hrun and by skopeo and umoci in turns and compare
+	tests/images/debian.sh $(TARGET)/test-images/debian
+	$(AS_ROOT) tests/bench/image.sh $(HRUN) $(TARGET)/test-images/debian/debian $(BENCH_ROUNDS)
 
 .PHONY: bench-boot
 bench-boot: deps-bench-boot build ## Boot by hrun-vmm and by qemu's microvm in turns and compare

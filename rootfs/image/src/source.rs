@@ -169,6 +169,8 @@ pub(crate) struct Source {
     files: Files,
     limits: Limits,
     platform: Platform,
+    /// The files are on the store's file system, and nobody but this process changes them.
+    owned: bool,
     /// Bytes of the documents that were read.
     documents: Cell<u64>,
 }
@@ -182,8 +184,25 @@ impl Source {
             files,
             limits: limits.clone(),
             platform,
+            owned: false,
             documents: Cell::new(0),
         }
+    }
+
+    /// Says that the files are this process's own, in its workspace.
+    pub(crate) fn owned(mut self) -> Self {
+        self.owned = true;
+        self
+    }
+
+    /// Whether a blob may be linked instead of copied.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.owned
+    }
+
+    /// Gives a blob of one's own the name `to` as well.
+    pub(crate) fn link(&self, file: &str, to: &Path) -> io::Result<()> {
+        self.files.link(file, to)
     }
 
     /// All images in the source that are for its platform.

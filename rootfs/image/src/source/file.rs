@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, linkat, openat2};
 use rustix::io::Errno;
 
 use crate::Limits;
@@ -106,6 +106,17 @@ impl Files {
             file: Arc::new(file),
             members,
         })
+    }
+
+    /// Links the file `name` of a directory to the path `to`, where it may be already.
+    pub(crate) fn link(&self, name: &str, to: &Path) -> io::Result<()> {
+        let Self::Directory(directory) = self else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        match linkat(directory, name, CWD, to, AtFlags::empty()) {
+            Err(Errno::EXIST) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     /// Opens the file `name`; none if there is none. What is not a plain file is an error.

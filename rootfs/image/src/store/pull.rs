@@ -231,7 +231,8 @@ impl Store {
             files,
             &self.limits,
             options.platform.clone(),
-        );
+        )
+        .owned();
         let candidate = source
             .images(&mut Notes::new(progress))
             .map_err(LoadError::from)?;

@@ -147,9 +147,10 @@ impl ImageLoad<'_> {
         self.progress.started(what, Task::Unpack, blob.size());
         let copy = (!self.has_blob(layer)).then(|| self.path("blob-", what));
         let target = self.path("layer-", chain_id);
+        let written = copy.as_ref().filter(|_| !self.source.is_owned());
         let pass = Pass {
             compression,
-            copy: copy.as_ref().map(|path| self.create(path)).transpose()?,
+            copy: written.map(|path| self.create(path)).transpose()?,
             limit: self.store.limits.layer_bytes,
             expanded: match compression {
                 Compression::None => u64::MAX,
@@ -161,6 +162,11 @@ impl ImageLoad<'_> {
         let unpack = unpack.then_some(|pieces| self.unpack(pieces, &target, below));
         let result = pass.run(blob, unpack);
         let passed = self.judge(result, layer, what, diff_id)?;
+        if let Some(copy) = copy.as_ref().filter(|_| self.source.is_owned()) {
+            self.source
+                .link(&layer.file, copy)
+                .map_err(|err| self.store.failed("link", copy, err))?;
+        }
         self.progress.finished(what);
         Ok((passed, copy, target))
     }
