@@ -7,6 +7,7 @@ use vm_memory::{ByteValued, Bytes, GuestMemoryMmap};
 /// `struct fuse_in_header`: what follows it is the request's own, a name for one.
 pub(super) const IN_HEADER: usize = 40;
 const OPCODE: std::ops::Range<usize> = 4..8;
+const UNIQUE: std::ops::Range<usize> = 8..16;
 
 /// The beginning of what `descriptors` hold, at most `most` bytes.
 pub(super) fn gather(
@@ -32,6 +33,12 @@ pub(super) fn gather(
 pub(super) fn opcode(request: &[u8]) -> Option<u32> {
     let bytes = request.get(OPCODE)?.try_into().ok()?;
     Some(u32::from_le_bytes(bytes))
+}
+
+/// The number by which a request and its answer belong together.
+pub(super) fn unique(request: &[u8]) -> Option<u64> {
+    let bytes = request.get(UNIQUE)?.try_into().ok()?;
+    Some(u64::from_le_bytes(bytes))
 }
 
 /// The error of an answer, 0 if there is none.

@@ -4,6 +4,7 @@
 //! not decided here but by the mount namespace that holds the share's root ([`crate::sandbox`]).
 
 mod absence;
+mod descriptors;
 mod message;
 mod session;
 
@@ -25,6 +26,7 @@ use virtio_bindings::{virtio_ids::VIRTIO_ID_FS, virtio_ring::VIRTIO_RING_F_EVENT
 use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
 use vm_memory::GuestMemoryMmap;
 
+use descriptors::Descriptors;
 use session::Session;
 
 use super::{
@@ -43,6 +45,7 @@ const UNCHANGING: Duration = Duration::from_secs(86_400);
 struct Fuse {
     server: Server<Arc<Vfs>>,
     sharing: Sharing,
+    descriptors: Descriptors,
 }
 
 /// Who besides the guest may change a share while it is in use.
@@ -135,6 +138,7 @@ impl Fs {
         let fuse = Arc::new(Fuse {
             server: Server::new(Arc::new(vfs)),
             sharing,
+            descriptors: Descriptors::new()?,
         });
         Ok(Self {
             name: format!("fs-{tag}"),
@@ -279,6 +283,9 @@ impl Fuse {
     /// Handles one FUSE request; says how many bytes the answer has. A request that is none gets
     /// an empty answer: the guest's driver fails it.
     fn answer(&self, memory: &GuestMemoryMmap, chain: &DescriptorChain<&GuestMemoryMmap>) -> u32 {
+        if let Some(refused) = self.descriptors.spare(memory, chain) {
+            return refused;
+        }
         let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else {
             return 0;
         };
