@@ -285,6 +285,7 @@ fn no_entry_of_a_large_tree_is_missing(case: &Case, way: Way) -> Result<()> {
         .timeout(TIMEOUT)
         .run()?
         .prints(&format!("{}\n", total + 300))?;
+    fs::remove_dir_all(tree)?;
     Ok(())
 }
 
@@ -363,7 +364,18 @@ fn layers_are_merged_as_on_the_host(case: &Case) -> Result<()> {
         run(
             case,
             way,
-            &["-u", "0", "--entrypoint", "", "layered", "sh", "-c", script],
+            &[
+                "-u",
+                "0",
+                "-w",
+                "/",
+                "--entrypoint",
+                "",
+                "layered",
+                "sh",
+                "-c",
+                script,
+            ],
         )
         .run()?
         .exits(0)

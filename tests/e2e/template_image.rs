@@ -40,6 +40,7 @@ fn run(case: &Case, args: &[&str], script: &str) -> Result<(String, Outcome)> {
     let outcome = case
         .run(["--timeline=json"].iter().chain(args))
         .args(["busybox", "sh", "-c", script])
+        .env("HRUN_START", "auto")
         .run()?
         .exits(0)?;
     Ok((way(&outcome)?, outcome))
