@@ -19,7 +19,7 @@ CARGO ?= cargo
 # Where `make install` puts things; DESTDIR goes in front, for packagers.
 PREFIX ?= /usr/local
 DESTDIR ?=
-# How long each fuzz target runs, how often bench-boot and bench-image measure, and arguments for
+# How long each fuzz target runs, how often bench-boot, -image and -rootfs measure, and arguments for
 # tests and benchmarks.
 FUZZ_SECONDS ?= 60
 BENCH_ROUNDS ?= 5
@@ -153,6 +153,11 @@ bench-store: deps-bench build
 bench-image: deps-test binaries ## Load and pull a Debian by hrun and by skopeo and umoci in turns and compare
 	tests/images/debian.sh $(TARGET)/test-images/debian
 	$(AS_ROOT) tests/bench/image.sh $(HRUN) $(TARGET)/test-images/debian/debian $(BENCH_ROUNDS)
+
+.PHONY: bench-rootfs
+bench-rootfs: deps-test build images ## Compare the three ways of a root file system into the guest
+	$(AS_ROOT) tests/bench/rootfs.sh $(HRUN) $(TARGET)/test-images/busybox/busybox \
+		$(TARGET)/test-images/debian/debian $(BENCH_ROUNDS)
 
 .PHONY: bench-boot
 bench-boot: deps-bench-boot build ## Boot by hrun-vmm and by qemu's microvm in turns and compare

@@ -168,6 +168,7 @@ fn a_program_with_libraries_can_be_rehearsed(case: &Case) -> Result<()> {
     let outcome = case
         .run(["--timeline=json", "debian"])
         .args(python)
+        .env("HRUN_START", "auto")
         .run()?
         .exits(0)?;
     ensure!(
