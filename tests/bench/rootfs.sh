@@ -49,7 +49,8 @@ idle() { # idle WAY N: KiB that MemAvailable falls by for each of N containers
     done
     sleep 1
     after=$(awk '/MemAvailable/ { print $2 }' /proc/meminfo)
-    kill "${pids[@]}"
+    # The first process of a container takes no TERM without a handler.
+    kill -KILL "${pids[@]}"
     wait "${pids[@]}" 2>/dev/null || true
     echo $(((before - after) / $2))
 }

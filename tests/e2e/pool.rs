@@ -43,7 +43,9 @@ pub(crate) fn tests() -> Vec<Test> {
 
 /// Starts a daemon and waits until it answers.
 fn serve(case: &Case, options: &[&str]) -> Result<Running> {
-    let mut daemon = case.hrun(["pool", "serve"]).args(options).spawn()?;
+    let daemon = case.hrun(["pool", "serve"]).args(options);
+    // As long as the longest test with it.
+    let mut daemon = daemon.timeout(Duration::from_secs(3600)).spawn()?;
     let answers = || {
         let ended = daemon.has_ended().unwrap_or(true);
         let answers = ended || UnixStream::connect(case.state().join("pool.sock")).is_ok();
@@ -401,6 +403,12 @@ fn a_claimed_vm_is_in_the_claimers_cgroups(case: &Case) -> Result<()> {
 fn many_starts_leave_the_daemon_as_it_was(case: &Case) -> Result<()> {
     let rounds = if crate::full() { 1000 } else { 20 };
     let daemon = serve(case, &["--size", "2"])?;
+    let memory = || -> Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(kib.context("the daemon has no memory")?.parse()?)
+    };
     let files = || -> Result<usize> {
         wait_ready(case, 2)?;
         eventually("every container to end", Duration::from_secs(20), || {
@@ -410,11 +418,15 @@ fn many_starts_leave_the_daemon_as_it_was(case: &Case) -> Result<()> {
     };
     with_pool(case, &["busybox", "true"]).run()?.exits(0)?;
     let before = files()?;
+    let memory_before = memory()?;
     for _ in 0..rounds {
         with_pool(case, &["busybox", "true"]).run()?.exits(0)?;
     }
     let after = files()?;
     ensure!(after <= before, "{before} open files became {after}");
+    // An allocator may keep some pages more; what each start leaked would be far more than these.
+    let grown = memory()?.saturating_sub(memory_before);
+    ensure!(grown <= 512, "{grown} KiB more than {memory_before}");
     let children = tests::processes::descendants(daemon.pid());
     ensure!(children.len() == 2, "{children:?}");
     end(daemon)?;
