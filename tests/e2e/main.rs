@@ -12,6 +12,7 @@ mod debian;
 mod doctor;
 mod environment;
 mod errors;
+mod exec;
 mod hostile;
 mod image;
 mod pool;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         environment::tests(),
         stdio::tests(),
         signals::tests(),
+        exec::tests(),
         terminal::tests(),
         volumes::tests(),
         hostile::tests(),
