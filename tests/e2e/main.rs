@@ -12,8 +12,10 @@ mod debian;
 mod doctor;
 mod environment;
 mod errors;
+mod exec;
 mod hostile;
 mod image;
+mod life;
 mod pool;
 mod pull;
 mod push;
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
         environment::tests(),
         stdio::tests(),
         signals::tests(),
+        exec::tests(),
+        life::tests(),
         terminal::tests(),
         volumes::tests(),
         hostile::tests(),

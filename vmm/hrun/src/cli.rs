@@ -10,7 +10,8 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        bench, commit, diff, export, image, login, pool, ps, pull, push, rm, run, system, template,
+        bench, commit, diff, exec, export, image, inspect, kill, life, login, logs, pool, ps, pull,
+        push, rm, run, shim, system, template,
     },
     exit,
 };
@@ -21,6 +22,8 @@ Examples:
   hrun image load busybox.tar          Put one of an archive there
   hrun run --rm busybox uname -r       Run a command in a VM of its own, pulling what is missing
   hrun run -it --rm busybox sh         Have a shell there
+  hrun run -d --name web app           Have one in the background
+  hrun exec -it web sh                 Look into it
   hrun busybox echo hi                 The same as hrun run busybox echo hi
   hrun commit box tools:1              Make an image of what a container has become
   hrun push registry.example/tools:1   Bring an image to a registry
@@ -59,6 +62,37 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run a command in a new container
     Run(Box<run::RunArgs>),
+    /// Run a further command in a container that runs
+    Exec(exec::ExecArgs),
+    /// Start containers that have ended, in the background
+    #[command(after_help = "Examples:\n  hrun start web\n  hrun start $(hrun ps -aq)")]
+    Start(life::NamesArgs),
+    /// Ask containers to end, and end them when their time is up
+    Stop(kill::StopArgs),
+    /// Stop containers and start them again
+    Restart(life::RestartArgs),
+    /// Send a signal to containers
+    Kill(kill::KillArgs),
+    /// Wait for the end of containers and print their exit statuses
+    #[command(after_help = "Examples:\n  hrun wait job")]
+    Wait(life::NamesArgs),
+    /// Stop the CPUs of containers
+    #[command(after_help = "Examples:\n  hrun pause web && hrun unpause web")]
+    Pause(life::NamesArgs),
+    /// Let the CPUs of paused containers go on
+    #[command(after_help = "Examples:\n  hrun unpause web")]
+    Unpause(life::NamesArgs),
+    /// Give a container another name
+    Rename(life::RenameArgs),
+    /// Show what a container in the background has said
+    Logs(logs::LogsArgs),
+    /// Show the processes of a container
+    Top(life::TopArgs),
+    /// Show all that is known about containers
+    Inspect(inspect::InspectArgs),
+    /// Own a container in the background
+    #[command(hide = true)]
+    Shim(shim::ShimArgs),
     /// List containers
     Ps(ps::PsArgs),
     /// Remove stopped containers

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use agent_protocol::Failure;
 
 use crate::{
+    background,
     commands::{bench, run::ImageOrCommand},
     sandbox::BootError,
     session::SessionError,
@@ -28,6 +29,9 @@ pub(crate) fn status_of(error: &anyhow::Error, for_run: bool) -> u8 {
     for cause in error.chain() {
         if let Some(BootError::Interrupted(signal)) = cause.downcast_ref() {
             return signaled(*signal);
+        }
+        if let Some(status) = background::status_of(cause) {
+            return status;
         }
         if let Some(bench::Interrupted(signal)) = cause.downcast_ref() {
             return signaled(*signal);

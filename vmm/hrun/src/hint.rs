@@ -5,6 +5,7 @@ use std::io;
 use image::{RemoveError, StoreError};
 
 use crate::{
+    background::BackgroundError,
     commands::run::ImageOrCommand,
     container::ContainerError,
     host::HostError,
@@ -31,7 +32,8 @@ pub(crate) struct ImageInUse {
 /// The next step after an error.
 pub(crate) fn for_error(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
-        host(cause)
+        background(cause)
+            .or_else(|| host(cause))
             .or_else(|| store(cause))
             .or_else(|| containers(cause))
             .or_else(|| pool(cause))
@@ -41,6 +43,14 @@ pub(crate) fn for_error(error: &anyhow::Error) -> Option<String> {
 }
 
 type Cause = dyn std::error::Error + 'static;
+
+/// What the process in the background had to say.
+fn background(cause: &Cause) -> Option<String> {
+    match cause.downcast_ref()? {
+        BackgroundError::Failed(failed) => failed.hint.clone(),
+        _ => None,
+    }
+}
 
 fn host(cause: &Cause) -> Option<String> {
     let hint = if let Some(error) = cause.downcast_ref::<HostError>() {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod background;
 mod bench;
 mod cgroup;
 mod cli;
@@ -15,6 +16,8 @@ mod exit;
 mod hint;
 mod host;
 mod identity;
+mod launch;
+mod log;
 mod memory;
 mod options;
 mod parts;
@@ -30,6 +33,7 @@ mod spec;
 mod table;
 mod template;
 mod terminal;
+mod time;
 mod timeline;
 mod translate;
 mod volumes;

@@ -21,12 +21,17 @@ use rustix::{
 
 use crate::{
     agent::{ConnectError, acknowledgement},
+    log::{Log, LogStream},
     poll,
     timeline::Timeline,
 };
 
 /// Bytes on the way in one thread.
 const CHUNK: usize = 64 << 10;
+
+/// Names of the streams.
+const OUTPUT: &str = "standard output";
+const ERROR: &str = "standard error";
 
 /// The connections of a process's streams.
 #[derive(Debug)]
@@ -45,9 +50,42 @@ pub(crate) enum Streams {
     },
 }
 
+/// Where a process's output goes.
+#[derive(Debug, Clone)]
+pub(crate) enum Output {
+    /// To our own standard streams.
+    Stdio,
+    /// Into a log.
+    Log(Arc<Log>),
+    /// Nowhere.
+    Discard,
+}
+
+/// Where one stream goes.
+enum Sink<'a> {
+    Fd(BorrowedFd<'a>),
+    Log(LogStream),
+    Discard,
+}
+
+impl Sink<'_> {
+    fn write_all(&mut self, bytes: &[u8]) -> Result<(), Errno> {
+        match self {
+            Self::Fd(fd) => write_all(*fd, bytes),
+            Self::Log(log) => {
+                log.write(bytes);
+                Ok(())
+            }
+            Self::Discard => Ok(()),
+        }
+    }
+}
+
 /// Streams on their way.
 #[derive(Debug)]
 pub(crate) struct Relay {
+    /// A standard input into which nobody writes, but which has not come to its end.
+    _open_input: Option<UnixStream>,
     /// Hung up once every output has come to its end.
     done: OwnedFd,
     failure: Failure,
@@ -80,15 +118,29 @@ pub(crate) enum RelayError {
 
 impl Relay {
     /// Starts the threads.
-    pub(crate) fn start(streams: Streams, timeline: &Arc<Timeline>) -> io::Result<Self> {
+    pub(crate) fn start(
+        streams: Streams,
+        to: &Output,
+        timeline: &Arc<Timeline>,
+    ) -> io::Result<Self> {
         let (done, running) = pipe_with(PipeFlags::CLOEXEC)?;
         let failure = Failure::default();
-        let output = |stream: &'static str, from: UnixStream, to: BorrowedFd<'static>| {
+        let mut open_input = None;
+        let output = |stream: &'static str, from: UnixStream| {
+            let (own, name) = match stream {
+                ERROR => (stdio::stderr(), "stderr"),
+                _ => (stdio::stdout(), "stdout"),
+            };
+            let sink = match to {
+                Output::Stdio => Sink::Fd(own),
+                Output::Log(log) => Sink::Log(LogStream::new(Arc::clone(log), name)),
+                Output::Discard => Sink::Discard,
+            };
             let running = running.try_clone()?;
             let failure = Arc::clone(&failure);
             let timeline = Arc::clone(timeline);
             thread::Builder::new().name(stream.into()).spawn(move || {
-                if let Err(error) = pump_out(stream, from, to, &timeline) {
+                if let Err(error) = pump_out(stream, from, sink, &timeline) {
                     failure
                         .lock()
                         .expect("nothing panics with the lock held")
@@ -102,21 +154,26 @@ impl Relay {
                 if input {
                     spawn_input(stream.try_clone()?, false)?;
                 }
-                output("standard output", stream, stdio::stdout())?;
+                output(OUTPUT, stream)?;
             }
             Streams::Pipes {
                 stdin,
                 stdout,
                 stderr,
             } => {
-                if let Some(stdin) = stdin {
-                    spawn_input(stdin, true)?;
+                match (stdin, to) {
+                    (Some(stdin), Output::Stdio) => spawn_input(stdin, true)?,
+                    (stdin, _) => open_input = stdin,
                 }
-                output("standard output", stdout, stdio::stdout())?;
-                output("standard error", stderr, stdio::stderr())?;
+                output(OUTPUT, stdout)?;
+                output(ERROR, stderr)?;
             }
         }
-        Ok(Self { done, failure })
+        Ok(Self {
+            _open_input: open_input,
+            done,
+            failure,
+        })
     }
 
     /// The first output that failed.
@@ -169,7 +226,7 @@ fn pump_in(from: BorrowedFd<'_>, mut to: UnixStream, own_connection: bool) {
 fn pump_out(
     stream: &'static str,
     mut from: UnixStream,
-    to: BorrowedFd<'_>,
+    mut to: Sink<'_>,
     timeline: &Timeline,
 ) -> Result<(), RelayError> {
     let mut pending =
@@ -191,7 +248,7 @@ fn pump_out(
         if std::mem::take(&mut first) {
             timeline.mark(&format!("first byte of {stream}"));
         }
-        if let Err(error) = write_all(to, &pending) {
+        if let Err(error) = to.write_all(&pending) {
             // The process learns it, whatever the reason.
             let _ = from.shutdown(Shutdown::Both);
             return match error {
@@ -254,7 +311,7 @@ mod tests {
         let (guest, from) = UnixStream::pair().unwrap();
         let (to, reader) = UnixStream::pair().unwrap();
         let thread =
-            thread::spawn(move || pump_out("standard output", from, to.as_fd(), &Timeline::new()));
+            thread::spawn(move || pump_out(OUTPUT, from, Sink::Fd(to.as_fd()), &Timeline::new()));
         (guest, reader, thread)
     }
 
@@ -309,7 +366,7 @@ mod tests {
             .open("/dev/full")
             .unwrap();
         guest.write_all(b"OK 9\nx").unwrap();
-        let error = pump_out("standard output", from, full.as_fd(), &Timeline::new()).unwrap_err();
+        let error = pump_out(OUTPUT, from, Sink::Fd(full.as_fd()), &Timeline::new()).unwrap_err();
         assert!(matches!(error, RelayError::Write { .. }), "{error}");
     }
 

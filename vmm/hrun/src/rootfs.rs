@@ -1,6 +1,7 @@
 //! How a container's root file system gets into its guest, and who stacks its layers.
 
 use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 /// How the image gets into the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -22,7 +23,7 @@ pub(crate) enum Stacked {
 }
 
 /// A container's way to its root file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) enum Rootfs {
     /// One share: the host's overlayfs of layers and changes.
     #[default]

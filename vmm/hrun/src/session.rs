@@ -17,7 +17,7 @@ use crate::{
     agent::{ConnectError, Control, ControlError, connect},
     identity::{Identity, NotPersonal},
     poll,
-    relay::{Relay, RelayError, Streams},
+    relay::{Output, Relay, RelayError, Streams},
     signals::{self, Signals},
     terminal::{self, RawTerminal},
     timeline::Timeline,
@@ -36,11 +36,12 @@ pub(crate) struct Start {
     /// All that has to be done, the last of it being the start of `process`.
     pub(crate) actions: Vec<Action>,
     pub(crate) process: ProcessId,
-    /// The context identifier that the VM was given.
-    pub(crate) cid: u32,
+    /// The context identifier that the VM was given, if it is to become what it is now.
+    pub(crate) cid: Option<u32>,
     pub(crate) stdio: Stdio,
     /// Whether our standard input goes to the process.
     pub(crate) input: bool,
+    pub(crate) output: Output,
     /// Whether signals sent to us are for the process.
     pub(crate) proxy_signals: bool,
 }
@@ -77,12 +78,14 @@ pub(crate) enum SessionError {
     Hung(i32),
 }
 
-/// Connects a process's streams, starts it and stays with it until its end.
+/// Connects a process's streams, starts it and stays with it until its end; `started` is called
+/// once it runs.
 pub(crate) fn run(
     vsock: &Path,
     start: Start,
     signals: &mut Signals,
     timeline: &Arc<Timeline>,
+    started: &mut dyn FnMut(),
 ) -> Result<(Control, ExitStatus), SessionError> {
     let streams = connect_streams(vsock, &start)?;
     let mut progress = Progress {
@@ -91,8 +94,9 @@ pub(crate) fn run(
             .expect("a start has a handful of actions")
             .saturating_sub(1),
         steps: start.actions.iter().map(step).collect(),
-        identity: Identity::new(start.cid),
+        identity: start.cid.map(Identity::new),
         status: None,
+        started,
     };
     let mut control = Control::open(vsock, start.actions)?;
     let _raw = if start.input && matches!(start.stdio, Stdio::Terminal(_)) {
@@ -100,7 +104,7 @@ pub(crate) fn run(
     } else {
         None
     };
-    let relay = Relay::start(streams, timeline).map_err(SessionError::Wait)?;
+    let relay = Relay::start(streams, &start.output, timeline).map_err(SessionError::Wait)?;
     let proxy = Proxy {
         process: start.process,
         signals: start.proxy_signals,
@@ -160,24 +164,32 @@ fn step(action: &Action) -> &'static str {
 }
 
 /// How far the process has come.
-struct Progress {
+struct Progress<'a> {
     process: ProcessId,
     start_request: u32,
     steps: Vec<&'static str>,
-    identity: Identity,
+    identity: Option<Identity>,
     status: Option<ExitStatus>,
+    started: &'a mut dyn FnMut(),
 }
 
-impl Progress {
+impl Progress<'_> {
     fn handle(&mut self, event: Event, timeline: &Timeline) -> Result<(), SessionError> {
         match event {
-            Event::Done { request } => self.mark(request, timeline),
+            Event::Done { request } => {
+                self.mark(request, timeline);
+                if request == self.start_request {
+                    (self.started)();
+                }
+            }
             Event::Personalized {
                 request,
                 cid,
                 realtime_ns,
             } => {
-                self.identity.verify(cid, realtime_ns)?;
+                if let Some(identity) = &self.identity {
+                    identity.verify(cid, realtime_ns)?;
+                }
                 self.mark(request, timeline);
             }
             Event::Failed {
@@ -268,7 +280,7 @@ impl Proxy {
 /// Stays with the process until its status is known and all its output is written.
 fn attend(
     control: &mut Control,
-    progress: &mut Progress,
+    progress: &mut Progress<'_>,
     mut proxy: Proxy,
     relay: &Relay,
     signals: &mut Signals,

@@ -36,6 +36,7 @@ const ENDING: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
 pub(crate) struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
     kept: VecDeque<i32>,
+    deaf: bool,
 }
 
 impl Signals {
@@ -51,6 +52,13 @@ impl Signals {
         Self::catch_these(caught)
     }
 
+    /// The same, and none of them is passed on: for a process that ends only when its work does.
+    pub(crate) fn ignore() -> io::Result<Self> {
+        let mut signals = Self::catch()?;
+        signals.deaf = true;
+        Ok(signals)
+    }
+
     /// Catches nothing, for tests that must not get another test's signals.
     #[cfg(test)]
     pub(crate) fn none() -> Self {
@@ -62,6 +70,7 @@ impl Signals {
         Ok(Self {
             delivery: SignalDelivery::with_pipe(read, write, SignalOnly, caught)?,
             kept: VecDeque::new(),
+            deaf: false,
         })
     }
 
@@ -81,7 +90,12 @@ impl Signals {
     }
 
     fn collect(&mut self) {
-        self.kept.extend(self.delivery.pending());
+        let came = self.delivery.pending();
+        if self.deaf {
+            came.for_each(drop);
+        } else {
+            self.kept.extend(came);
+        }
     }
 }
 

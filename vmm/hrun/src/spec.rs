@@ -3,6 +3,7 @@
 
 use agent_protocol::{Rlimit, SeccompFilter};
 use image::{Instruction, oci_spec::image::Config};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     options::{
@@ -20,7 +21,7 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 const MAX_HOSTNAME: usize = 64;
 
 /// What the user asked for, validated.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunOptions {
     /// The image, as named.
     pub(crate) image: String,
@@ -86,7 +87,7 @@ impl RunOptions {
 }
 
 /// What runs in the container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Process {
     /// Program and arguments.
     pub(crate) args: Vec<String>,
@@ -157,6 +158,21 @@ impl Process {
             env: options.env.clone(),
             tty: options.tty,
         })
+    }
+
+    /// The environment of a further process in the container: the container's, by the same rules,
+    /// then what is asked for.
+    pub(crate) fn environment_of_exec(
+        &self,
+        hostname: &str,
+        tty: bool,
+        edits: &[EnvEdit],
+    ) -> Vec<String> {
+        let process = Self {
+            tty,
+            ..self.clone()
+        };
+        env::merge(&process.environment(hostname), edits)
     }
 
     /// Its environment in a container of this host name: docker's defaults, then the image's,

@@ -41,8 +41,13 @@ pub(crate) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// A number of seconds ago, as docker says it: one unit, rounded down.
+/// A number of seconds ago, as docker says it.
 pub(crate) fn ago(seconds: u64) -> String {
+    format!("{} ago", span(seconds))
+}
+
+/// A number of seconds, as docker says it: one unit, rounded down.
+pub(crate) fn span(seconds: u64) -> String {
     const UNITS: [(u64, &str); 5] = [
         (365 * 86400, "year"),
         (30 * 86400, "month"),
@@ -57,7 +62,7 @@ pub(crate) fn ago(seconds: u64) -> String {
             (seconds / length, unit)
         });
     let plural = if count == 1 { "" } else { "s" };
-    format!("{count} {unit}{plural} ago")
+    format!("{count} {unit}{plural}")
 }
 
 #[cfg(test)]

@@ -18,8 +18,9 @@ use vmm::config::{
 
 use crate::{
     clock::Moment,
-    container::WritableLayer,
+    container::{Config, WritableLayer},
     memory::guest_ram_for,
+    options::{capability, env::EnvEdit},
     parts::Parts,
     rootfs::Rootfs,
     spec::{Process, RunOptions},
@@ -240,6 +241,64 @@ pub(crate) fn random_cid() -> Result<u32, Errno> {
     let mut bytes = [0; 4];
     getrandom(&mut bytes, GetRandomFlags::empty())?;
     Ok((u32::from_ne_bytes(bytes) >> 1).max(FIRST_CID))
+}
+
+/// A further process in a container that runs.
+#[derive(Debug)]
+pub(crate) struct Exec<'a> {
+    pub(crate) args: &'a [String],
+    pub(crate) env: &'a [EnvEdit],
+    /// Instead of the container's.
+    pub(crate) user: Option<&'a str>,
+    /// Instead of the container's.
+    pub(crate) cwd: Option<&'a str>,
+    /// With all that the container may do, whatever was taken from its first process.
+    pub(crate) privileged: bool,
+    pub(crate) stdio: Stdio,
+}
+
+/// A number for a further process of a VM: with 2^32 of them, nobody else's.
+///
+/// # Errors
+///
+/// The kernel gives no random numbers.
+pub(crate) fn random_process() -> Result<ProcessId, Errno> {
+    let mut bytes = [0; 4];
+    getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(ProcessId(u32::from_ne_bytes(bytes).max(PROCESS.0 + 1)))
+}
+
+/// What the agent has to do for a further process.
+pub(crate) fn exec_action(
+    id: ProcessId,
+    config: &Config,
+    hostname: &str,
+    exec: &Exec<'_>,
+) -> Action {
+    let options = &config.options;
+    let tty = matches!(exec.stdio, Stdio::Terminal(_));
+    let (capabilities, seccomp) = if exec.privileged {
+        (capability::ALL, Vec::new())
+    } else {
+        (options.capabilities, options.seccomp.clone())
+    };
+    Action::Start(Box::new(agent_protocol::Process {
+        id,
+        container: CONTAINER,
+        args: exec.args.to_vec(),
+        env: config.process.environment_of_exec(hostname, tty, exec.env),
+        cwd: exec.cwd.unwrap_or(&config.process.cwd).into(),
+        create_cwd: false,
+        user: exec.user.unwrap_or(&config.process.user).into(),
+        additional_groups: options.groups.clone(),
+        rlimits: options.rlimits.clone(),
+        capabilities: Capabilities::of(capabilities),
+        no_new_privileges: options.no_new_privileges && !exec.privileged,
+        seccomp,
+        umask: None,
+        oom_score_adj: options.oom_score_adj,
+        stdio: exec.stdio,
+    }))
 }
 
 /// What the agent has to do, in this order, until the container's process runs. Made right before

@@ -5,15 +5,21 @@ pub(crate) mod commit;
 mod completions;
 pub(crate) mod diff;
 mod doctor;
+pub(crate) mod exec;
 pub(crate) mod export;
 pub(crate) mod image;
+pub(crate) mod inspect;
+pub(crate) mod kill;
+pub(crate) mod life;
 pub(crate) mod login;
+pub(crate) mod logs;
 pub(crate) mod pool;
 pub(crate) mod ps;
 pub(crate) mod pull;
 pub(crate) mod push;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod shim;
 pub(crate) mod system;
 pub(crate) mod template;
 
@@ -24,6 +30,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{Command, Invocation},
+    exit,
     timeline::Timeline,
 };
 
@@ -31,6 +38,19 @@ use crate::{
 pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Result<u8> {
     match invocation.command {
         Command::Run(args) => run::execute(&args, invocation.implied_run.as_deref(), timeline),
+        Command::Exec(args) => exec::execute(&args, timeline),
+        Command::Start(args) => done(life::start(&args)),
+        Command::Stop(args) => done(kill::stop(&args)),
+        Command::Restart(args) => done(life::restart(&args)),
+        Command::Kill(args) => done(kill::kill(&args)),
+        Command::Wait(args) => done(life::wait(&args)),
+        Command::Pause(args) => done(life::pause(&args, true)),
+        Command::Unpause(args) => done(life::pause(&args, false)),
+        Command::Rename(args) => done(life::rename(&args)),
+        Command::Logs(args) => done(logs::execute(&args)),
+        Command::Top(args) => life::top(&args, timeline),
+        Command::Inspect(args) => done(inspect::execute(&args)),
+        Command::Shim(args) => shim::execute(&args, timeline),
         Command::Ps(args) => done(ps::execute(&args)),
         Command::Rm(args) => done(rm::execute(&args)),
         Command::Diff(args) => done(diff::execute(&args)),
@@ -57,6 +77,30 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
 
 fn done(result: anyhow::Result<()>) -> anyhow::Result<u8> {
     result.map(|()| 0)
+}
+
+/// Does something with each of several things that the user named and prints the names of those
+/// with which it was done.
+fn for_each(
+    names: &[String],
+    mut act: impl FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    each(names, |name| {
+        act(name)?;
+        print(&format!("{name}\n"))
+    })
+}
+
+/// One that fails does not spare the others; the last failure is reported from the top.
+fn each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut failures: Vec<_> = names.iter().filter_map(|name| act(name).err()).collect();
+    let Some(last) = failures.pop() else {
+        return Ok(());
+    };
+    for failure in failures {
+        exit::print_error(&format!("hrun: {failure:#}\n"));
+    }
+    Err(last)
 }
 
 /// Writes a result to standard output. Who stopped reading has seen enough.

@@ -6,7 +6,7 @@ use super::run;
 use crate::{
     cli::{Format, FormatArgs},
     dirs::Dirs,
-    host,
+    host, launch,
     options::size,
     parts::Parts,
     pool::{self, ImageId, PoolClass, PoolOptions, Status, client},
@@ -122,7 +122,7 @@ fn serve(dirs: &Dirs, args: &ServeArgs) -> anyhow::Result<()> {
     Ok(pool::serve(
         dirs,
         Parts::find()?,
-        run::boot_timeout()?,
+        launch::boot_timeout()?,
         &options,
     )?)
 }

@@ -1,12 +1,13 @@
 //! `hrun ps`: lists containers.
 
 use serde::Serialize;
+use serde_json::json;
 
 use crate::{
-    cli::Format,
     container::{Containers, Record, Status, now},
     dirs::Dirs,
-    table,
+    options::template::Template,
+    table, time,
 };
 
 /// Longest command that the table shows, in characters, as docker has it.
@@ -15,9 +16,14 @@ const MAX_COMMAND: usize = 20;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  hrun ps                         What runs now
-  hrun ps -a                      What has run without --rm as well
-  hrun ps -aq | xargs -r hrun rm  Clear up")]
+  hrun ps                                   What runs now
+  hrun ps -a                                What has run without --rm as well
+  hrun ps -a --filter status=exited -q      The identifiers of what has ended
+  hrun ps --format '{{.ID}} {{.Names}}'
+  hrun ps -aq | xargs -r hrun rm            Clear up
+
+Filters: id, name (a part of it), ancestor (the image), status (created, running, paused, exited) and
+exited (the exit status). A container has to fit one of each kind.")]
 pub(crate) struct PsArgs {
     /// Show stopped containers as well
     #[arg(short, long)]
@@ -25,12 +31,96 @@ pub(crate) struct PsArgs {
     /// Show identifiers only
     #[arg(short, long)]
     quiet: bool,
+    /// Show only those that fit, stopped ones as well if they are asked for
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    filter: Vec<Filter>,
+    /// Show the newest ones, whether they run or not
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    last: Option<usize>,
+    /// Show the newest one, whether it runs or not
+    #[arg(short, long)]
+    latest: bool,
     /// Show whole identifiers and commands
     #[arg(long)]
     no_trunc: bool,
-    /// Form of the result
-    #[arg(long, value_enum, default_value_t)]
-    format: Format,
+    /// table, json, or a template of ID, Image, Command, CreatedAt, RunningFor, Status, State and
+    /// Names, such as {{.ID}}
+    #[arg(long, default_value = "table")]
+    format: String,
+}
+
+/// What a container must be to be listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Filter {
+    Id(String),
+    Name(String),
+    Ancestor(String),
+    Status(String),
+    Exited(u8),
+}
+
+/// A filter that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid filter {0:?}")]
+struct FilterError(String);
+
+impl std::str::FromStr for Filter {
+    type Err = FilterError;
+
+    fn from_str(text: &str) -> Result<Self, FilterError> {
+        let refused = || FilterError(text.into());
+        let (name, value) = text.split_once('=').ok_or_else(refused)?;
+        Ok(match name {
+            "id" => Self::Id(value.into()),
+            "name" => Self::Name(value.into()),
+            "ancestor" => Self::Ancestor(value.into()),
+            "status" if ["created", "running", "paused", "exited"].contains(&value) => {
+                Self::Status(value.into())
+            }
+            "exited" => Self::Exited(value.parse().map_err(|_| refused())?),
+            _ => return Err(refused()),
+        })
+    }
+}
+
+impl Filter {
+    fn fits(&self, record: &Record, state: &str) -> bool {
+        match self {
+            Self::Id(id) => record.id.as_str().starts_with(id.as_str()),
+            Self::Name(name) => record.name.contains(name.as_str()),
+            Self::Ancestor(image) => {
+                let digest = record.image_id.strip_prefix("sha256:");
+                let latest = record.image.strip_suffix(":latest");
+                record.image == *image
+                    || latest == Some(image)
+                    || image.strip_suffix(":latest") == Some(&record.image)
+                    || (image.len() >= 4 && digest.is_some_and(|id| id.starts_with(image.as_str())))
+            }
+            Self::Status(wanted) => wanted == state,
+            Self::Exited(wanted) => {
+                matches!(&record.status, Status::Exited { code, .. } if *code == Some(*wanted))
+            }
+        }
+    }
+
+    /// Whether it asks for what does not run.
+    fn wants_stopped(&self) -> bool {
+        match self {
+            Self::Status(status) => status == "exited" || status == "created",
+            Self::Exited(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Whether a container fits one filter of each kind.
+fn fits(filters: &[Filter], record: &Record, state: &str) -> bool {
+    filters.iter().all(|filter| {
+        let kind = std::mem::discriminant(filter);
+        filters
+            .iter()
+            .any(|other| std::mem::discriminant(other) == kind && other.fits(record, state))
+    })
 }
 
 /// A container as programs get to see it.
@@ -43,19 +133,38 @@ struct Listed<'a> {
     command: &'a [String],
     /// Seconds since the Unix epoch.
     created: u64,
+    /// In seconds since the Unix epoch.
+    started: Option<u64>,
     auto_remove: bool,
+    paused: bool,
     #[serde(flatten)]
     status: &'a Status,
 }
 
 pub(crate) fn execute(args: &PsArgs) -> anyhow::Result<()> {
-    let records: Vec<Record> = Containers::open(&Dirs::from_env()?)?
+    let template = match args.format.as_str() {
+        "table" | "json" => None,
+        text => Some(Template::parse(text)?),
+    };
+    let last = args.last.or(args.latest.then_some(1));
+    let all = args.all || last.is_some() || args.filter.iter().any(Filter::wants_stopped);
+    let containers: Vec<(Record, bool)> = Containers::open(&Dirs::from_env()?)?
         .list()?
         .into_iter()
-        .filter(|record| args.all || !matches!(record.status, Status::Exited { .. }))
+        .filter(|record| all || !matches!(record.status, Status::Exited { .. }))
+        .map(|record| {
+            let paused = record.is_paused();
+            (record, paused)
+        })
+        .filter(|(record, paused)| fits(&args.filter, record, record.status.word(*paused)))
+        .take(last.unwrap_or(usize::MAX))
         .collect();
-    if args.format == Format::Json {
-        return super::print_json(&records.iter().map(listed).collect::<Vec<_>>());
+    if args.format == "json" {
+        let listed: Vec<_> = containers
+            .iter()
+            .map(|(record, paused)| listed(record, *paused))
+            .collect();
+        return super::print_json(&listed);
     }
     let id = |record: &Record| {
         if args.no_trunc {
@@ -65,22 +174,37 @@ pub(crate) fn execute(args: &PsArgs) -> anyhow::Result<()> {
         }
     };
     if args.quiet {
-        return super::print(&records.iter().map(|r| id(r) + "\n").collect::<String>());
+        let ids = containers.iter().map(|(record, _)| id(record) + "\n");
+        return super::print(&ids.collect::<String>());
     }
     let now = now();
-    let rows: Vec<Vec<String>> = records
-        .iter()
-        .map(|record| {
-            vec![
-                id(record),
-                record.image.clone(),
-                command(&record.command, args.no_trunc),
-                table::ago(now.saturating_sub(record.created)),
-                status(&record.status, now),
-                record.name.clone(),
-            ]
-        })
-        .collect();
+    let row = |(record, paused): &(Record, bool)| {
+        vec![
+            id(record),
+            record.image.clone(),
+            command(&record.command, args.no_trunc),
+            table::ago(now.saturating_sub(record.created)),
+            status(record, *paused, now),
+            record.name.clone(),
+        ]
+    };
+    if let Some(template) = template {
+        let line = |container: &(Record, bool)| {
+            let row = row(container);
+            let value = json!({
+                "ID": row[0],
+                "Image": row[1],
+                "Command": row[2],
+                "CreatedAt": time::format_seconds(container.0.created),
+                "RunningFor": row[3],
+                "Status": row[4],
+                "State": container.0.status.word(container.1),
+                "Names": row[5],
+            });
+            table::printable(&template.render(&value)) + "\n"
+        };
+        return super::print(&containers.iter().map(line).collect::<String>());
+    }
     let head = [
         "CONTAINER ID",
         "IMAGE",
@@ -89,10 +213,11 @@ pub(crate) fn execute(args: &PsArgs) -> anyhow::Result<()> {
         "STATUS",
         "NAMES",
     ];
+    let rows: Vec<_> = containers.iter().map(row).collect();
     super::print(&table::render(&head, &rows))
 }
 
-fn listed(record: &Record) -> Listed<'_> {
+fn listed(record: &Record, paused: bool) -> Listed<'_> {
     Listed {
         id: record.id.as_str(),
         name: &record.name,
@@ -100,7 +225,9 @@ fn listed(record: &Record) -> Listed<'_> {
         image_id: &record.image_id,
         command: &record.command,
         created: record.created,
+        started: record.started,
         auto_remove: record.auto_remove,
+        paused,
         status: &record.status,
     }
 }
@@ -114,10 +241,14 @@ fn command(words: &[String], whole: bool) -> String {
     format!("\"{begin}…\"")
 }
 
-fn status(status: &Status, now: u64) -> String {
-    match status {
+fn status(record: &Record, paused: bool, now: u64) -> String {
+    match &record.status {
         Status::Created => "Created".into(),
-        Status::Running { .. } => "Up".into(),
+        Status::Running { .. } => {
+            let started = record.started.unwrap_or(record.created);
+            let paused = if paused { " (Paused)" } else { "" };
+            format!("Up {}{paused}", table::span(now.saturating_sub(started)))
+        }
         Status::Exited { code, finished } => {
             let code = code.map_or_else(|| "unknown".into(), |code| code.to_string());
             format!(
@@ -143,10 +274,36 @@ mod tests {
         assert_eq!(command(&["true".to_owned()], false), "\"true\"");
     }
 
+    fn record(status: Status) -> Record {
+        let mut record = Record::sample();
+        record.status = status;
+        record
+    }
+
     #[test]
     fn the_status_says_how_it_ended_and_when() {
-        let exited = |code| status(&Status::Exited { code, finished: 40 }, 100);
+        let exited = |code| status(&record(Status::Exited { code, finished: 40 }), false, 100);
         assert_eq!(exited(Some(3)), "Exited (3) 1 minute ago");
         assert_eq!(exited(None), "Exited (unknown) 1 minute ago");
+    }
+
+    #[test]
+    fn filters_of_one_kind_are_alternatives_and_kinds_add_up() {
+        let fits = |filters: &[&str], code| {
+            let filters: Vec<Filter> = filters.iter().map(|text| text.parse().unwrap()).collect();
+            let record = record(Status::Exited { code, finished: 0 });
+            fits(&filters, &record, "exited")
+        };
+        assert!(fits(&[], None));
+        assert!(fits(&["exited=3", "exited=4"], Some(4)));
+        assert!(!fits(&["exited=3", "name=none"], Some(3)));
+        assert!(fits(
+            &["name=a_", "ancestor=busybox:latest", "status=exited"],
+            None
+        ));
+        assert!(!fits(&["status=running"], None));
+        for bad in ["name", "color=red", "exited=x", "status=odd"] {
+            assert!(bad.parse::<Filter>().is_err(), "{bad}");
+        }
     }
 }

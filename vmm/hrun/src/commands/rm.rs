@@ -1,8 +1,7 @@
 //! `hrun rm`: removes containers with their writable layers.
 
-use anyhow::bail;
-
-use crate::{container::Containers, dirs::Dirs, exit};
+use super::for_each;
+use crate::{container::Containers, dirs::Dirs};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -20,22 +19,8 @@ pub(crate) struct RmArgs {
 
 pub(crate) fn execute(args: &RmArgs) -> anyhow::Result<()> {
     let containers = Containers::open(&Dirs::from_env()?)?;
-    let mut failures = Vec::new();
-    for wanted in &args.containers {
-        let removed = containers
-            .find(wanted)
-            .and_then(|record| containers.remove(&record, args.force));
-        match removed {
-            Ok(()) => super::print(&format!("{wanted}\n"))?,
-            Err(error) => failures.push(anyhow::Error::new(error)),
-        }
-    }
-    // One that fails does not spare the others; the last of them is reported from the top.
-    let Some(last) = failures.pop() else {
-        return Ok(());
-    };
-    for failure in failures {
-        exit::print_error(&format!("hrun: {failure:#}\n"));
-    }
-    bail!(last)
+    for_each(&args.containers, |wanted| {
+        let record = containers.find(wanted)?;
+        Ok(containers.remove(&record, args.force)?)
+    })
 }

@@ -7,7 +7,7 @@ use super::run;
 use crate::{
     cli::{Format, FormatArgs},
     dirs::Dirs,
-    exit, host,
+    exit, host, launch,
     options::size,
     parts::Parts,
     signals::Signals,
@@ -147,7 +147,7 @@ fn create(dirs: &Dirs, templates: &Templates, args: &CreateArgs) -> anyhow::Resu
     let mut signals = Signals::catch().context("Failed to catch signals")?;
     let making = Making {
         signals: Some(&mut signals),
-        timeout: run::boot_timeout()?,
+        timeout: launch::boot_timeout()?,
         begins: &|| exit::print_error(&format!("Preparing a VM with {class} ...\n")),
     };
     let parts = Parts::find()?;

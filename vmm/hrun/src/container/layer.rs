@@ -24,12 +24,26 @@ pub(crate) struct LayerError {
 }
 
 impl WritableLayer {
-    /// Makes the layer of the container in `dir`, to lie on top of the image layer `below`.
-    pub(crate) fn create(dir: &Path, below: &Path) -> Result<Self, LayerError> {
-        let layer = Self {
+    /// The layer of the container in `dir`, on top of the image layer `below`: made, unless it is
+    /// there from the container's first run.
+    pub(super) fn of(dir: &Path, below: &Path) -> Result<Self, LayerError> {
+        let layer = Self::at(dir);
+        if layer.upper.is_dir() {
+            return Ok(layer);
+        }
+        Self::create(dir, below)
+    }
+
+    fn at(dir: &Path) -> Self {
+        Self {
             upper: dir.join("upper"),
             work: dir.join("work"),
-        };
+        }
+    }
+
+    /// Makes the layer of the container in `dir`, to lie on top of the image layer `below`.
+    pub(crate) fn create(dir: &Path, below: &Path) -> Result<Self, LayerError> {
+        let layer = Self::at(dir);
         let create = || {
             fs::create_dir(&layer.work)?;
             fs::create_dir(&layer.upper)?;

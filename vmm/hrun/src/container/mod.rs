@@ -3,7 +3,7 @@
 //! ```text
 //! HRUN_STORE/containers/.lock        held while names are compared and the dead are swept
 //! HRUN_STORE/containers/ID/lock      held by the hrun whose container is alive
-//!                         /state.json
+//!                         /state.json, /config.json
 //!                         /upper, /work
 //! HRUN_STATE/containers/SHORT/       sockets of the VM while it runs
 //! ```
@@ -13,8 +13,10 @@
 //! after the record that names it and removed before it, so it is never lost. The lock file is the
 //! first thing in a container's directory and the last to leave: a directory without one is empty.
 
+mod config;
 mod id;
 mod layer;
+mod life;
 mod name;
 mod owned;
 mod record;
@@ -30,8 +32,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+pub(crate) use config::Config;
 pub(crate) use id::Id;
 pub(crate) use layer::{LayerError, WritableLayer};
+pub(crate) use life::Waiting;
 pub(crate) use name::NameError;
 pub(crate) use owned::Container;
 pub(crate) use record::{NewRecord, Record, Status};
@@ -93,6 +97,12 @@ pub(crate) enum ContainerError {
     /// A live container cannot be removed.
     #[error("Container {0} is running")]
     Running(String),
+    /// A stopped one can do nothing of what running ones can.
+    #[error("Container {0} is not running")]
+    NotRunning(String),
+    /// What is to be known about it is not written down.
+    #[error("Container {0} was made by an hrun that did not write down how to start it")]
+    NoConfig(String),
     /// A running container does not keep still.
     #[error("Failed to pause container {name}")]
     Pause { name: String, source: PauseError },
@@ -341,13 +351,7 @@ fn end(record: &Record) -> Result<(), ContainerError> {
 /// Ends the VM of a live container and waits until its owner has let go of it; `None` if the
 /// owner removed it.
 fn take_over(dir: &Path, record: &Record) -> Result<Option<File>, ContainerError> {
-    if let Status::Running { vmm } = &record.status {
-        vmm.kill().map_err(|source| ContainerError::Kill {
-            pid: vmm.pid,
-            name: record.name.clone(),
-            source,
-        })?;
-    }
+    record.kill_vm()?;
     let deadline = Instant::now() + OWNER_TIMEOUT;
     loop {
         match try_own(dir)? {

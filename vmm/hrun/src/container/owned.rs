@@ -1,15 +1,21 @@
-//! A container that this process owns: its lock is held, and dropping it undoes it.
+//! A container that this process owns: its lock is held, and dropping it undoes what was done with
+//! it.
 
 use std::{
     fs::{self, DirBuilder, File},
-    os::unix::fs::DirBuilderExt,
+    io::{self, Seek, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::DirBuilderExt,
+    },
     path::{Path, PathBuf},
 };
 
 use super::{
-    ContainerError, LOCK, Record, Status, VmmIdentity, WritableLayer, bury, layer::LayerError, now,
-    open_lock, remove_tree,
+    Config, ContainerError, LOCK, Record, STORE_LOCK, Status, VmmIdentity, WritableLayer, bury,
+    end, layer::LayerError, life::KILLED, now, open_lock, record::Found, remove_tree,
 };
+use crate::log::{Log, LogOptions};
 
 /// A live container, owned by this process.
 #[derive(Debug)]
@@ -17,22 +23,15 @@ pub(crate) struct Container {
     dir: PathBuf,
     record: Record,
     /// Held, so that nobody else takes the container for dead.
-    _lock: File,
+    lock: File,
+    /// How it was when it had ended before: a start that fails leaves it as it was.
+    before: Option<Status>,
     settled: bool,
 }
 
 impl Container {
     /// Makes a container's directories; the store's lock must be held.
     pub(super) fn create(dir: PathBuf, record: Record) -> Result<Self, ContainerError> {
-        let create_dir = |path: &Path| {
-            DirBuilder::new()
-                .mode(0o700)
-                .create(path)
-                .map_err(|source| ContainerError::CreateDir {
-                    path: path.into(),
-                    source,
-                })
-        };
         create_dir(&dir)?;
         let path = dir.join(LOCK);
         let lock = open_lock(&path)
@@ -46,21 +45,96 @@ impl Container {
         let container = Self {
             dir,
             record,
-            _lock: lock,
+            lock,
+            before: None,
             settled: false,
         };
-        container.write()?;
+        container.write_locked()?;
         create_dir(&container.record.runtime_dir)?;
         Ok(container)
+    }
+
+    /// One that has ended and is to be started again; `lock` is its lock, held.
+    pub(super) fn reopen(
+        dir: PathBuf,
+        record: Record,
+        mut lock: File,
+    ) -> Result<Self, ContainerError> {
+        // How it ended counts no more.
+        let mut forget = || {
+            lock.set_len(0)?;
+            lock.rewind()
+        };
+        forget().map_err(|source| ContainerError::Lock {
+            path: dir.join(LOCK),
+            source,
+        })?;
+        remove_tree(&record.runtime_dir)?;
+        create_dir(&record.runtime_dir)?;
+        Ok(Self {
+            dir,
+            before: Some(record.status.clone()),
+            record,
+            lock,
+            settled: false,
+        })
+    }
+
+    /// One that another process of ours has made and passed on, by its lock.
+    pub(super) fn take(dir: PathBuf, lock: OwnedFd) -> Result<Self, ContainerError> {
+        let read = |source| ContainerError::Read {
+            path: dir.clone(),
+            source,
+        };
+        let record = match Record::read(&dir).map_err(read)? {
+            Found::Record(record) => *record,
+            Found::Nothing | Found::Unreadable => {
+                return Err(read(io::ErrorKind::NotFound.into()));
+            }
+        };
+        let before = matches!(record.status, Status::Exited { .. }).then(|| record.status.clone());
+        Ok(Self {
+            dir,
+            record,
+            lock: lock.into(),
+            before,
+            settled: false,
+        })
+    }
+
+    /// Passes it on: who holds this descriptor owns it.
+    pub(crate) fn pass_on(mut self) -> Result<OwnedFd, ContainerError> {
+        let lock = self.lock.as_fd().try_clone_to_owned();
+        let lock = lock.map_err(|source| ContainerError::Lock {
+            path: self.dir.join(LOCK),
+            source,
+        })?;
+        self.settled = true;
+        Ok(lock)
     }
 
     pub(crate) fn record(&self) -> &Record {
         &self.record
     }
 
-    /// Makes its writable layer, on top of the image layer `below`.
-    pub(crate) fn create_layer(&self, below: &Path) -> Result<WritableLayer, LayerError> {
-        WritableLayer::create(&self.dir, below)
+    /// Writes down what it is to be.
+    pub(crate) fn configure(&self, config: &Config) -> Result<(), ContainerError> {
+        config
+            .write(&self.dir, !self.record.auto_remove)
+            .map_err(|source| ContainerError::Write {
+                path: self.dir.clone(),
+                source,
+            })
+    }
+
+    /// Its writable layer, on top of the image layer `below`.
+    pub(crate) fn layer(&self, below: &Path) -> Result<WritableLayer, LayerError> {
+        WritableLayer::of(&self.dir, below)
+    }
+
+    /// Its log, to be written.
+    pub(crate) fn log(&self, options: LogOptions) -> io::Result<Log> {
+        Log::open(&self.dir, options)
     }
 
     /// Where the VM's control socket is to be.
@@ -73,8 +147,15 @@ impl Container {
         self.record.runtime_dir.join("vsock")
     }
 
+    /// Whether somebody ended its VM because a signal had to end the container.
+    pub(crate) fn was_killed(&self) -> bool {
+        self.record.runtime_dir.join(KILLED).exists()
+    }
+
     /// Writes down that its VM runs.
     pub(crate) fn running(&mut self, vmm: VmmIdentity) -> Result<(), ContainerError> {
+        self.record.started = Some(now());
+        self.record.owner = i32::try_from(std::process::id()).ok();
         self.record.status = Status::Running { vmm };
         self.write()
     }
@@ -84,6 +165,9 @@ impl Container {
     pub(crate) fn settle(mut self, code: u8) -> Result<(), ContainerError> {
         // Either way nothing is left for the drop to do, or it would hide this error.
         self.settled = true;
+        // Who waits for the end holds the file open: there it reads how it was, whatever becomes
+        // of the container. Who cannot read it knows as much as before.
+        let _ = self.lock.write_all(format!("{code}\n").as_bytes());
         if self.record.auto_remove {
             return bury(&self.dir, &self.record);
         }
@@ -101,7 +185,20 @@ impl Container {
         self.settled = true;
     }
 
-    fn write(&self) -> Result<(), ContainerError> {
+    /// Writes the record, with the name that it has by now: whoever gave it another holds the
+    /// store's lock meanwhile.
+    fn write(&mut self) -> Result<(), ContainerError> {
+        let path = self.dir.with_file_name(STORE_LOCK);
+        let _lock = open_lock(&path)
+            .and_then(|file| file.lock().map(|()| file))
+            .map_err(|source| ContainerError::Lock { path, source })?;
+        if let Ok(Found::Record(record)) = Record::read(&self.dir) {
+            self.record.name = record.name;
+        }
+        self.write_locked()
+    }
+
+    fn write_locked(&self) -> Result<(), ContainerError> {
         self.record
             .write(&self.dir)
             .map_err(|source| ContainerError::Write {
@@ -113,10 +210,27 @@ impl Container {
 
 impl Drop for Container {
     fn drop(&mut self) {
-        if !self.settled {
-            // On the way out of a failure, which is what will be reported; what cannot be
-            // removed now is removed by the next hrun.
-            let _ = bury(&self.dir, &self.record);
+        if self.settled {
+            return;
         }
+        // On the way out of a failure, which is what will be reported; what cannot be undone now
+        // is undone by the next hrun.
+        let _ = match self.before.take() {
+            None => bury(&self.dir, &self.record),
+            Some(before) => end(&self.record).and_then(|()| {
+                self.record.status = before;
+                self.write()
+            }),
+        };
     }
+}
+
+fn create_dir(path: &Path) -> Result<(), ContainerError> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| ContainerError::CreateDir {
+            path: path.into(),
+            source,
+        })
 }

@@ -39,6 +39,12 @@ pub(crate) struct Record {
     pub(crate) created: u64,
     /// Vanish when the command ends (`--rm`).
     pub(crate) auto_remove: bool,
+    /// When its command was last started, in seconds since the Unix epoch.
+    #[serde(default)]
+    pub(crate) started: Option<u64>,
+    /// The process that owns it while it runs.
+    #[serde(default)]
+    pub(crate) owner: Option<i32>,
     /// Where its sockets are while it runs.
     pub(crate) runtime_dir: PathBuf,
     /// How it is.
@@ -63,6 +69,18 @@ pub(crate) enum Status {
         /// When, in seconds since the Unix epoch.
         finished: u64,
     },
+}
+
+impl Status {
+    /// In docker's words.
+    pub(crate) fn word(&self, paused: bool) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running { .. } if paused => "paused",
+            Self::Running { .. } => "running",
+            Self::Exited { .. } => "exited",
+        }
+    }
 }
 
 /// What a new record says.
@@ -104,9 +122,25 @@ impl Record {
             instructions: new.instructions,
             created: now,
             auto_remove: new.auto_remove,
+            started: None,
+            owner: None,
             runtime_dir,
             status: Status::Created,
         }
+    }
+
+    /// One for tests.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        let new = NewRecord {
+            image: "busybox".into(),
+            image_id: "sha256:0".into(),
+            command: vec!["sh".into()],
+            instructions: vec![Instruction::User("me".into())],
+            auto_remove: false,
+        };
+        let id = Id::try_from("0a".repeat(32)).expect("it is one");
+        Self::new(new, id, "a_b".into(), "/run/x".into(), 7)
     }
 
     /// Writes it into the container's directory: after a crash there is the old one or the new.
@@ -151,17 +185,6 @@ impl Record {
 mod tests {
     use super::*;
 
-    fn record() -> Record {
-        let new = NewRecord {
-            image: "busybox".into(),
-            image_id: "sha256:0".into(),
-            command: vec!["sh".into()],
-            instructions: vec![Instruction::User("me".into())],
-            auto_remove: false,
-        };
-        Record::new(new, Id::random().unwrap(), "a_b".into(), "/run/x".into(), 7)
-    }
-
     fn read(dir: &Path) -> Record {
         match Record::read(dir).unwrap() {
             Found::Record(record) => *record,
@@ -172,7 +195,7 @@ mod tests {
     #[test]
     fn a_record_survives_the_way_to_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = record();
+        let mut record = Record::sample();
         for status in [
             Status::Created,
             Status::Running {
@@ -195,7 +218,7 @@ mod tests {
     #[test]
     fn a_crash_while_writing_leaves_the_old_record() {
         let dir = tempfile::tempdir().unwrap();
-        let record = record();
+        let record = Record::sample();
         record.write(dir.path()).unwrap();
         fs::write(dir.path().join(NEW_FILE), b"{\"versi").unwrap();
         assert_eq!(read(dir.path()), record);
@@ -207,7 +230,7 @@ mod tests {
     fn no_record_and_a_foreign_one_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Record::read(dir.path()).unwrap(), Found::Nothing);
-        let mut foreign = record();
+        let mut foreign = Record::sample();
         foreign.version += 1;
         foreign.write(dir.path()).unwrap();
         assert_eq!(Record::read(dir.path()).unwrap(), Found::Unreadable);

@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use vmm::api::{Client, ClientError, Request};
+use vmm::api::{Client, ClientError, Request, VmState};
 
 use super::{ContainerError, Containers, LOCK, Record, Status};
 use crate::signals::Signals;
 
 /// How long the VM may take to stop its CPUs.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A container's writable layer, which nobody removes; nor does the container write there, if that
 /// was asked for.
@@ -35,10 +35,10 @@ pub(crate) enum PauseError {
     Vm(#[from] ClientError),
 }
 
-/// A VM whose CPUs stand still. Dropping it lets them go on.
+/// A VM whose CPUs stand still. Dropping it lets them go on, unless they stood still before.
 #[derive(Debug)]
 struct Pause {
-    vm: Client,
+    vm: Option<Client>,
     /// Caught: only `kill -9` leaves a container paused.
     _signals: Signals,
 }
@@ -47,9 +47,12 @@ impl Pause {
     fn begin(control: &std::path::Path) -> Result<Self, PauseError> {
         let signals = Signals::catch().map_err(PauseError::Signals)?;
         let mut vm = Client::connect(control, TIMEOUT)?;
-        vm.request(Request::Pause)?;
+        let paused = vm.request(Request::Status)?.state == VmState::Paused;
+        if !paused {
+            vm.request(Request::Pause)?;
+        }
         Ok(Self {
-            vm,
+            vm: (!paused).then_some(vm),
             _signals: signals,
         })
     }
@@ -58,7 +61,9 @@ impl Pause {
 impl Drop for Pause {
     fn drop(&mut self) {
         // A VM that does not answer has ended: nothing of it goes on.
-        let _ = self.vm.request(Request::Resume);
+        if let Some(vm) = &mut self.vm {
+            let _ = vm.request(Request::Resume);
+        }
     }
 }
 

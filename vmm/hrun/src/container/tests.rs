@@ -87,7 +87,7 @@ fn a_container_that_is_dropped_leaves_nothing() {
         let container = fixture.containers.create(new(auto_remove), None).unwrap();
         assert_eq!(fixture.entries(), 2);
         let image = tempfile::tempdir().unwrap();
-        container.create_layer(image.path()).unwrap();
+        container.layer(image.path()).unwrap();
         fs::write(container.vsock_socket(), "").unwrap();
         drop(container);
         assert_eq!(fixture.entries(), 0);

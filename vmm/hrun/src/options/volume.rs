@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 /// A volume as the user asked for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Volume {
     /// What is shown.
     pub(crate) source: VolumeSource,
@@ -14,7 +16,7 @@ pub(crate) struct Volume {
 }
 
 /// Where a volume's content is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum VolumeSource {
     /// A file or directory of the host, absolute.
     Path(PathBuf),

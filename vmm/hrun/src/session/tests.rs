@@ -13,9 +13,10 @@ fn start(stdio: Stdio) -> Start {
         // Any action does: the fake agent answers by number.
         actions: vec![Action::Shutdown, Action::Shutdown],
         process: PROCESS,
-        cid: CID,
+        cid: Some(CID),
         stdio,
         input: false,
+        output: Output::Stdio,
         proxy_signals: true,
     }
 }
@@ -43,7 +44,7 @@ fn session(
     let mut signals = Signals::none();
     let timeline = Arc::new(Timeline::new());
     let start = start(Stdio::Pipes { stdin: false });
-    let result = run(&vsock, start, &mut signals, &timeline).map(|(_, status)| status);
+    let result = run(&vsock, start, &mut signals, &timeline, &mut || {}).map(|(_, status)| status);
     (result, far)
 }
 

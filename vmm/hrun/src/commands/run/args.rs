@@ -4,11 +4,12 @@ use std::{env, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, ValueEnum};
+use image::oci_spec::image::Config;
 use vmm::config::MAX_VCPUS;
 
 use crate::{
     commands::pull::When,
-    options::{capability, env as environment, security, size, ulimit, volume},
+    options::{capability, env as environment, security, signal, size, ulimit, volume},
     rootfs::{Carrier, Rootfs, Stacked},
     sandbox::Way,
     seccomp::Profile,
@@ -26,6 +27,7 @@ Examples:
   hrun run --rm busybox uname -r
   echo hello | hrun run --rm -i busybox cat
   hrun run --rm -it -v ./src:/src -w /src debian bash
+  hrun run -d --name web --log-opt max-size=1m busybox httpd -f
   hrun run --name db --memory 1g --cpus 2 -e POSTGRES_PASSWORD postgres
   hrun run --rm --pull always registry.example/team/app:1.4
   hrun run --rm --timeline busybox true
@@ -47,6 +49,9 @@ pub(crate) struct RunArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
+    /// Run in the background and print the container's identifier
+    #[arg(short, long, conflicts_with_all = ["timeline", "console", "profile"])]
+    pub(crate) detach: bool,
     /// Remove the container when its command ends
     #[arg(long)]
     pub(crate) rm: bool,
@@ -137,6 +142,16 @@ pub(crate) struct RunArgs {
         env = "HRUN_PULL"
     )]
     pub(crate) pull: When,
+    /// Signal that asks the command to end [default: the image's, or TERM]
+    #[arg(long, value_name = "SIGNAL")]
+    pub(crate) stop_signal: Option<String>,
+    /// Seconds that the command then has; -1 for as long as it takes [default: 10]
+    #[arg(long, value_name = "SECONDS", allow_hyphen_values = true)]
+    pub(crate) stop_timeout: Option<i64>,
+    /// max-size=SIZE of a file and max-file=NUMBER of them keep the log of a container in the
+    /// background in bounds [default: 10m and 3]
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) log_opt: Vec<String>,
     /// Pass signals sent to hrun on to the command
     #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
           num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -233,6 +248,18 @@ impl RunArgs {
             interactive: self.interactive,
             tty: self.tty,
         })
+    }
+
+    /// How the container is asked to end: as the user says, or the image.
+    pub(super) fn stop_signal(&self, config: Option<&Config>) -> anyhow::Result<i32> {
+        if let Some(name) = &self.stop_signal {
+            return Ok(signal::parse(name)?);
+        }
+        let image = config.and_then(|config| config.stop_signal().as_deref());
+        // An image that names none is no reason not to run it.
+        Ok(image
+            .and_then(|name| signal::parse(name).ok())
+            .unwrap_or(signal::TERM))
     }
 
     fn volumes(&self) -> anyhow::Result<Vec<volume::Volume>> {
