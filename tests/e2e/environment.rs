@@ -253,7 +253,7 @@ fn rights_are_given_and_taken(case: &Case) -> Result<()> {
         .run()?
         .prints(
             "CapEff:00000000a80435db\nNoNewPrivs:1\n77\n-7\n0 24\n\
-             mkdir: can't create directory '/new': Cross-device link\nlan\n",
+             mkdir: can't create directory '/new': Invalid cross-device link\nlan\n",
         )?;
     for (option, value) in [
         ("--cap-add", "FLY"),

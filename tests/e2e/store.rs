@@ -22,14 +22,18 @@ const KILLS: u64 = 16;
 const CUTS: u64 = 10;
 
 pub(crate) fn tests() -> Vec<Test> {
-    crate::tests![
+    let without_vm = crate::tests![
         pulls_and_prunes_at_once_do_not_disturb_each_other,
         a_pull_or_load_may_be_killed_at_any_moment,
         the_power_may_go_at_any_moment,
-    ]
-    .map(Test::without_vm)
-    .map(|test| test.on(Store::Empty))
-    .into()
+    ];
+    let with_vm = crate::tests![pulls_runs_and_prunes_at_once_do_not_disturb_each_other];
+    without_vm
+        .map(Test::without_vm)
+        .into_iter()
+        .chain(with_vm)
+        .map(|test| test.on(Store::Empty))
+        .collect()
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -260,6 +264,83 @@ fn pulls_and_prunes_at_once_do_not_disturb_each_other(case: &Case) -> Result<()>
     }
     drop(user);
     clear(case)
+}
+
+/// Four images that share their layers are pulled and run at once, while `prune` runs.
+fn pulls_runs_and_prunes_at_once_do_not_disturb_each_other(case: &Case) -> Result<()> {
+    let registry = Registry::start(case, "registry", Login::None)?;
+    case.hrun(["image", "load"])
+        .args([case.built().image("busybox/busybox")])
+        .run()?
+        .exits(0)?;
+    let made = [
+        "run",
+        "--name",
+        "made",
+        "busybox",
+        "sh",
+        "-c",
+        "echo new >/new",
+    ];
+    case.hrun(made).run()?.exits(0)?;
+    let names: Vec<String> = (0..4)
+        .map(|n| registry.name(&format!("app{n}:1")))
+        .collect();
+    for (n, name) in names.iter().enumerate() {
+        let change = format!("ENV NUMBER={n}");
+        let commit = ["commit", "-c", &change, "made", name];
+        case.hrun(commit).run()?.exits(0)?;
+        case.hrun(["push", name]).run()?.exits(0)?;
+        case.hrun(["image", "rm", name]).run()?.exits(0)?;
+    }
+    case.hrun(["rm", "made"]).run()?.exits(0)?;
+    case.hrun(["image", "rm", "busybox"]).run()?.exits(0)?;
+    case.hrun(["image", "prune", "-f"]).run()?.exits(0)?;
+    ensure!(images(case)?.is_empty());
+
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let prune = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                case.hrun(["image", "prune", "-f"]).run()?.exits(0)?;
+            }
+            anyhow::Ok(())
+        });
+        let pulls = names
+            .iter()
+            .map(|name| scope.spawn(move || case.hrun(["pull", name]).run()?.exits(0)));
+        let pulls: Vec<_> = pulls.collect();
+        let script = "cat /new; echo $NUMBER";
+        let run = |name| {
+            case.run(["--pull", "always", name, "sh", "-c", script])
+                .timeout(Duration::from_secs(120))
+        };
+        let runs = names
+            .iter()
+            .enumerate()
+            .map(|(n, name)| scope.spawn(move || run(name).run()?.prints(&format!("new\n{n}\n"))));
+        let runs: Vec<_> = runs.collect();
+        let joined: Vec<_> = pulls
+            .into_iter()
+            .chain(runs)
+            .map(|one| one.join())
+            .collect();
+        done.store(true, Ordering::Relaxed);
+        let panicked = |_| anyhow!("a thread panicked");
+        prune.join().map_err(panicked)??;
+        for one in joined {
+            one.map_err(panicked)??;
+        }
+        anyhow::Ok(())
+    })?;
+    ensure!(images(case)?.len() == names.len());
+    let layers = layers_stored(case)?;
+    ensure!(layers == 2, "{layers} layers are stored");
+    clear(case)
+}
+
+fn layers_stored(case: &Case) -> Result<usize> {
+    Ok(names(&case.store().join("images/layers"))?.len())
 }
 
 fn a_pull_or_load_may_be_killed_at_any_moment(case: &Case) -> Result<()> {
