@@ -350,7 +350,7 @@ fn is_config(case: &Case, path: &str) -> bool {
 
 fn a_full_disk_is_reported_when_an_image_is_pulled(case: &Case) -> Result<()> {
     let registry = registry(case)?;
-    // Too small for the download, for the copy, and for what it unpacks to.
+    // Too small for the download, and for what it unpacks to.
     for size in [300 << 10, 1 << 20, 2 << 20] {
         let small = Mounted::tmpfs(&case.path("small"), size)?;
         let hrun = |args: &[&str]| {
