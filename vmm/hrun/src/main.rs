@@ -19,6 +19,7 @@ mod identity;
 mod launch;
 mod log;
 mod memory;
+mod oci;
 mod options;
 mod parts;
 mod poll;

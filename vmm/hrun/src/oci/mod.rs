@@ -1,0 +1,3 @@
+//! The OCI runtime specification: what a bundle asks for.
+
+pub(crate) mod plan;

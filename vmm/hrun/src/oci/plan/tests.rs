@@ -1,0 +1,94 @@
+use std::path::Path;
+
+use agent_protocol::{Stdio, WindowSize};
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+use super::{Place, Plan, Refused};
+
+/// The least that is a container.
+pub(super) fn least() -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "root": {"path": "rootfs"},
+        "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["sh"]},
+    })
+}
+
+pub(super) fn plan(spec: &Value) -> Result<Plan, Refused> {
+    let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
+    Plan::new(
+        &spec,
+        Place {
+            bundle: Path::new("/bundle"),
+            id: "box",
+            is_joined: &|_| false,
+        },
+    )
+}
+
+/// [`least`] with the value at a JSON pointer replaced.
+pub(super) fn with(pointer: &str, value: Value) -> Value {
+    let mut spec = least();
+    let mut place = &mut spec;
+    for name in pointer.split('/').skip(1) {
+        place = match place {
+            Value::Object(map) => map.entry(name).or_insert_with(|| json!({})),
+            other => panic!("{other} has no {name}"),
+        };
+    }
+    *place = value;
+    spec
+}
+
+#[test]
+fn the_least_specification_is_a_container() {
+    let plan = plan(&least()).unwrap();
+    assert_eq!(plan.root, Path::new("/bundle/rootfs"));
+    assert!(!plan.root_read_only && !plan.container.read_only);
+    assert_eq!(plan.process.args, ["sh"]);
+    assert_eq!(plan.process.user, "0:0");
+    assert_eq!(plan.process.stdio, Stdio::Pipes { stdin: true });
+    assert!(plan.warnings.is_empty());
+}
+
+#[test]
+fn an_absolute_root_is_taken_as_it_is() {
+    let plan = plan(&with("/root", json!({"path": "/srv/fs", "readonly": true}))).unwrap();
+    assert_eq!(plan.root, Path::new("/srv/fs"));
+    assert!(plan.root_read_only && plan.container.read_only);
+}
+
+#[test]
+fn what_must_be_there_is_missed_by_name() {
+    for (pointer, name) in [("root", "root"), ("process", "process")] {
+        let mut spec = least();
+        spec.as_object_mut().unwrap().remove(pointer);
+        let error = plan(&spec).unwrap_err().to_string();
+        assert_eq!(error, format!("{name} is missing in the configuration"));
+    }
+    let error = plan(&with("/process/args", json!([]))).unwrap_err();
+    assert!(error.to_string().starts_with("process.args"), "{error}");
+}
+
+#[test]
+fn a_working_directory_is_absolute() {
+    let error = plan(&with("/process/cwd", json!("proc/self"))).unwrap_err();
+    assert!(error.to_string().starts_with("process.cwd"), "{error}");
+}
+
+#[test]
+fn a_terminal_has_the_size_that_the_engine_knows() {
+    let size = |process: Value| {
+        let mut spec = with("/process/terminal", json!(true));
+        spec["process"]["consoleSize"] = process;
+        plan(&spec).unwrap().process.stdio
+    };
+    let terminal = |rows, columns| Stdio::Terminal(WindowSize { rows, columns });
+    assert_eq!(size(json!({"height": 50, "width": 300})), terminal(50, 300));
+    assert_eq!(size(json!({"height": 0, "width": 0})), terminal(24, 80));
+    assert_eq!(
+        size(json!({"height": 1_u64 << 40, "width": 1})),
+        terminal(65535, 1)
+    );
+}
