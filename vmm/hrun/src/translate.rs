@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::{
     Action, Capabilities, Container, ContainerId, File, Lower, Mount, Personality, ProcessId,
-    Source, Stdio,
+    Source, Stdio, Treatment,
 };
 use rustix::{
     io::Errno,
@@ -295,8 +295,11 @@ pub(crate) fn exec_action(
         capabilities: Capabilities::of(capabilities),
         no_new_privileges: options.no_new_privileges && !exec.privileged,
         seccomp,
+        seccomp_flags: 0,
         umask: None,
         oom_score_adj: options.oom_score_adj,
+        treatment: Treatment::default(),
+        hooks: Vec::new(),
         stdio: exec.stdio,
     }))
 }
@@ -326,25 +329,17 @@ fn personality(moment: Moment) -> Result<Personality, Errno> {
 }
 
 fn container(ready: &Ready<'_>) -> Container {
-    let mounts = ready
-        .volumes
-        .iter()
-        .enumerate()
-        .map(|(index, volume)| Mount {
-            source: Source::Share {
-                tag: VOLUMES_TAG.into(),
-                path: index.to_string(),
-            },
-            target: volume.target.clone(),
-            read_only: volume.read_only,
-        });
+    let mounts = ready.volumes.iter().enumerate().map(|(index, volume)| {
+        let source = Source::share(VOLUMES_TAG, index.to_string());
+        let mount = Mount::new(source, volume.target.clone());
+        match volume.read_only {
+            true => mount.read_only(),
+            false => mount,
+        }
+    });
     Container {
         id: CONTAINER,
-        root: Mount {
-            source: root_source(ready.options.rootfs),
-            target: "/".into(),
-            read_only: false,
-        },
+        root: Mount::new(root_source(ready.options.rootfs), "/"),
         hostname: ready.hostname.into(),
         domainname: ready.options.domainname.clone(),
         capabilities: ready.options.capabilities,
@@ -358,7 +353,10 @@ fn container(ready: &Ready<'_>) -> Container {
             Rootfs::Host => Vec::new(),
             Rootfs::GuestOverFs | Rootfs::GuestOverBlock => guest_files(ready),
         },
+        devices: Vec::new(),
+        cgroup: Vec::new(),
         read_only: ready.options.read_only,
+        propagation: None,
     }
 }
 
@@ -459,8 +457,11 @@ fn process(ready: &Ready<'_>, stdio: Stdio) -> agent_protocol::Process {
         capabilities: Capabilities::of(ready.options.capabilities),
         no_new_privileges: ready.options.no_new_privileges,
         seccomp: ready.options.seccomp.clone(),
+        seccomp_flags: 0,
         umask: None,
         oom_score_adj: ready.options.oom_score_adj,
+        treatment: Treatment::default(),
+        hooks: Vec::new(),
         stdio,
     }
 }
@@ -652,7 +653,8 @@ mod tests {
             let share = shares.find(|share| share.tag == *tag).unwrap();
             if let ShareSource::Collection(entries) = &share.source {
                 let entry = entries.iter().find(|entry| entry.name == *path).unwrap();
-                assert_eq!(entry.read_only, mount.read_only);
+                let read_only = mount.recursive == agent_protocol::Attributes::READ_ONLY;
+                assert_eq!(entry.read_only, read_only);
             }
         }
         assert_eq!(container.mounts.len(), 2);

@@ -83,14 +83,7 @@ impl Plan {
             process: process::process(process, spec, PROCESS)?,
             container: agent_protocol::Container {
                 id: CONTAINER,
-                root: Mount {
-                    source: Source::Share {
-                        tag: ROOT_TAG.into(),
-                        path: String::new(),
-                    },
-                    target: "/".into(),
-                    read_only: false,
-                },
+                root: Mount::new(Source::share(ROOT_TAG, ""), "/"),
                 hostname: spec.hostname().clone().unwrap_or_default(),
                 domainname: spec.domainname().clone().unwrap_or_default(),
                 capabilities: agent_protocol::Capabilities::DEFAULT.bounding,
@@ -99,7 +92,10 @@ impl Plan {
                 readonly_paths: Vec::new(),
                 mounts: Vec::new(),
                 files: Vec::new(),
+                devices: Vec::new(),
+                cgroup: Vec::new(),
                 read_only: root_read_only,
+                propagation: None,
             },
             hooks: spec.hooks().clone().unwrap_or_default(),
             netns: None,

@@ -1,6 +1,6 @@
 //! `process`: what runs, as whom, where, and on what.
 
-use agent_protocol::{Capabilities, ProcessId, Stdio, WindowSize};
+use agent_protocol::{Capabilities, ProcessId, Stdio, Treatment, WindowSize};
 use oci_spec::runtime::{Process, Spec};
 
 use super::refused::{Refused, value};
@@ -39,8 +39,11 @@ pub(super) fn process(
         capabilities: Capabilities::DEFAULT,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         seccomp: Vec::new(),
+        seccomp_flags: 0,
         umask: user.umask(),
         oom_score_adj: process.oom_score_adj(),
+        treatment: Treatment::default(),
+        hooks: Vec::new(),
         stdio: stdio(process),
     })
 }
