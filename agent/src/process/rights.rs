@@ -28,6 +28,10 @@ impl Rights {
         }
     }
 
+    pub(super) fn bounding(&self) -> u64 {
+        self.capabilities.bounding
+    }
+
     /// Whether more is to be said than the bounding set says: root's programs get all that is in
     /// it, and those of others nothing.
     fn are_special(&self) -> bool {

@@ -99,6 +99,28 @@ fn no_process_gets_more_than_its_container_may_have() {
     assert_eq!(refused.unwrap_err().0, Failure::Invalid);
 }
 
+/// As `docker exec --privileged` wants it.
+#[test]
+fn a_further_process_may_have_more_than_the_first() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    control.ask(Action::Create(Box::new(guest.container())));
+    let mut first = shell(1, "cat");
+    first.stdio = Stdio::Pipes { stdin: true };
+    let stdin = guest.stream(1, Stream::Stdin);
+    let _output = [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(1, stream));
+    control.ask(Action::Start(Box::new(first)));
+    for set in [1 << 12, 1 << 5, 0] {
+        let id = 2 + u32::try_from(set).unwrap();
+        let mut further = shell(id, SETS);
+        further.capabilities = Capabilities::of(set);
+        let found = guest.run(&mut control, further).stdout;
+        assert_eq!(found, sets(0, set, set, set, 0) + "NoNewPrivs:0 Seccomp:0 ");
+    }
+    drop(stdin);
+    assert_eq!(control.exit(1), ExitStatus::Exited(0));
+}
+
 #[test]
 fn new_privileges_are_given_up() {
     let output = run(|_| {}, |process| process.no_new_privileges = true, SETS);
