@@ -48,7 +48,7 @@ pub(crate) const RUNTIME_PATHS: [&str; 6] = [
 ];
 
 /// Tag of the share that holds the volumes, each under its number.
-const VOLUMES_TAG: &str = "volumes";
+pub(crate) const VOLUMES_TAG: &str = "volumes";
 
 /// Of the tmpfs that takes a container's changes where the guest stacks its layers: half of the
 /// guest's memory.
