@@ -7,6 +7,7 @@
 //! `stream`; where the agent runs is known to its [`Config`].
 
 mod connections;
+mod hooks;
 mod processes;
 mod requests;
 
@@ -29,6 +30,7 @@ use crate::poller::{EventFlags, Poller, Token};
 use crate::sys::{self, Stack};
 
 use connections::WaitingStream;
+use hooks::Hooking;
 use processes::Running;
 
 /// How long processes may take to die at a shutdown.
@@ -106,6 +108,8 @@ pub struct Agent {
     stack: Option<Stack>,
     containers: BTreeMap<ContainerId, Container>,
     processes: BTreeMap<ProcessId, Running>,
+    /// Hooks that run, by the container of which they are.
+    hooks: BTreeMap<ContainerId, Hooking>,
     /// Exits that nobody was there to be told.
     undelivered: VecDeque<Event>,
     /// Connection and identifier of a request to shut down.
@@ -154,6 +158,7 @@ impl Agent {
             stack: None,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
+            hooks: BTreeMap::new(),
             undelivered: VecDeque::new(),
             shutdown: None,
         };
@@ -181,21 +186,30 @@ impl Agent {
         while self.shutdown.is_none() {
             let tokens = self
                 .poller
-                .wait(self.until_next_cut())
+                .wait(self.until_next_deadline())
                 .map_err(looping("wait for events"))?;
             for token in tokens {
                 match token {
                     Token::Listener => self.accept(),
                     Token::Connection(id) => self.connection_event(id),
                     Token::Exit(id) => self.reap(id),
+                    Token::Hook(id) => self.reap_hook(id),
                     Token::Stream(id, stream, end) => self.stream_event(id, stream, end),
                 }
             }
             self.cut_streams();
+            self.end_late_hooks();
             self.flush();
         }
         self.shut_down();
         Ok(())
+    }
+
+    fn until_next_deadline(&self) -> Option<Duration> {
+        match (self.until_next_cut(), self.until_next_late_hook()) {
+            (Some(cut), Some(hook)) => Some(cut.min(hook)),
+            (cut, hook) => cut.or(hook),
+        }
     }
 
     /// Ends every process, writes everything to the host's disks and says so.
@@ -222,6 +236,9 @@ impl Agent {
             if readable(running.pidfd.as_fd(), deadline) {
                 let _ = waitid(WaitId::PidFd(running.pidfd.as_fd()), WaitIdOptions::EXITED);
             }
+        }
+        for hooking in std::mem::take(&mut self.hooks).into_values() {
+            hooking.end(deadline);
         }
         self.processes.clear();
         self.containers.clear();

@@ -1,7 +1,7 @@
 //! The cgroup of a container: every process of the container is born in it.
 //!
-//! Boundary: version 2 only. No controller is switched on: the VM itself is the limit, and a
-//! memory controller would charge every page.
+//! Boundary: version 2 only. No controller is switched on unless a container asks for one: the VM
+//! itself is the limit, and a memory controller would charge every page.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,6 +34,32 @@ impl Cgroup {
         self.dir.as_fd()
     }
 
+    /// Writes into files of it, once the controllers that they belong to are on.
+    pub(crate) fn configure(&self, files: &[(String, String)]) -> Result<(), CgroupError> {
+        let mut on: Vec<&str> = Vec::new();
+        for (name, value) in files {
+            let failed = |source| CgroupError {
+                name: name.clone(),
+                source,
+            };
+            if name.contains('/') {
+                return Err(failed(io::ErrorKind::InvalidFilename.into()));
+            }
+            let controller = name.split('.').next().unwrap_or(name);
+            if controller != "cgroup" && !on.contains(&controller) {
+                write(
+                    &self.parent,
+                    "cgroup.subtree_control",
+                    &format!("+{controller}"),
+                )
+                .map_err(failed)?;
+                on.push(controller);
+            }
+            write(&self.dir, name, value).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Ends every process at once.
     pub(crate) fn kill(&self) -> io::Result<()> {
         let file = self.open("cgroup.kill", OFlags::WRONLY)?;
@@ -57,6 +83,21 @@ impl Cgroup {
             Mode::empty(),
         )?)
     }
+}
+
+/// A limit that is not to be had.
+#[derive(Debug, thiserror::Error)]
+#[error("Failed to set {name}")]
+pub(crate) struct CgroupError {
+    name: String,
+    source: io::Error,
+}
+
+fn write(dir: &OwnedFd, name: &str, value: &str) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = fs::openat(dir, name, flags, Mode::empty())?;
+    rustix::io::write(file, value.as_bytes())?;
+    Ok(())
 }
 
 impl Drop for Cgroup {

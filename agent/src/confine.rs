@@ -89,7 +89,7 @@ fn make_read_only(root: BorrowedFd<'_>, path: &str) -> Result<(), ConfineError> 
 }
 
 /// A mount of what is at `place` and below, attached nowhere.
-fn clone_of(place: BorrowedFd<'_>) -> rustix::io::Result<std::os::fd::OwnedFd> {
+pub(crate) fn clone_of(place: BorrowedFd<'_>) -> rustix::io::Result<std::os::fd::OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE

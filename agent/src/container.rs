@@ -10,7 +10,8 @@
 //! that software behaves alike, but `/proc` is not masked: the kernel behind it belongs to the
 //! container alone. There is no user namespace; the network is the VM's.
 //!
-//! Boundary: what runs in a container is in `process`.
+//! Boundary: how a root file system is put together is in `assembly`, what runs in a container in
+//! `process`.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,9 +26,8 @@ use rustix::mount::{
 };
 use rustix::process;
 
-use crate::cgroup::Cgroup;
-use crate::confine;
-use crate::overlay;
+use crate::assembly::Assembly;
+use crate::cgroup::{Cgroup, CgroupError};
 use crate::paths::{self, Missing};
 use crate::sys::{self, Stack, Twin};
 
@@ -40,10 +40,16 @@ pub(crate) enum ContainerError {
         what: String,
         source: io::Error,
     },
+    #[error("Failed to limit the container by its cgroup")]
+    Cgroup(#[source] CgroupError),
     #[error("Host name {0:?} is longer than 64 bytes")]
     HostName(String),
     #[error("The container's first process died while it was set up")]
     Died,
+    #[error("{0} is a place in /proc, where nothing can be mounted")]
+    InProc(String),
+    #[error("The guest's kernel has no device {numbers} for {path}")]
+    NoDevice { path: String, numbers: String },
 }
 
 /// Puts a failure into words.
@@ -126,11 +132,13 @@ pub(crate) struct Devices {
     pub(crate) pts: OwnedFd,
     /// `/proc`
     pub(crate) proc: OwnedFd,
+    /// `/sys`
+    pub(crate) sys: OwnedFd,
 }
 
 /// Directories below the staging directory: the container's root, and what is moved into it.
-const ROOT: &str = "root";
-const SHARE: &str = "share";
+pub(crate) const ROOT: &str = "root";
+pub(crate) const SHARE: &str = "share";
 const KEPT: &str = "kept";
 const STAGED: [&str; 3] = ["proc", "sys", "dev"];
 
@@ -225,7 +233,7 @@ impl Sandbox {
     fn has_root(&self, root: &Mount) -> bool {
         match &root.source {
             Source::Share { tag, path } => path.is_empty() && self.root.as_ref() == Some(tag),
-            Source::Tmpfs { .. } | Source::Overlay { .. } => false,
+            _ => false,
         }
     }
 }
@@ -236,14 +244,14 @@ impl Place<'_> {
     }
 
     /// Makes a share the root.
-    fn mount_root(&self, tag: &str) -> Result<OwnedFd> {
+    pub(crate) fn mount_root(&self, tag: &str) -> Result<OwnedFd> {
         let target = self.at(ROOT);
         (self.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
         open_place(&target)
     }
 
     /// Moves the usual mounts to their places in the root.
-    fn move_in(&self, root: BorrowedFd<'_>) -> Result<()> {
+    pub(crate) fn move_in(&self, root: BorrowedFd<'_>) -> Result<()> {
         for name in STAGED {
             let staged = self.at(name);
             // Usually there is a directory of that name, and one call is enough. It follows no
@@ -291,7 +299,12 @@ fn stage(staging: &Path, bounding: u64) -> Result<Devices> {
     sys::mount_read_only(CWD, &c_path(&at("sys"))?, true)
         .map_err(failed("make read-only", "/sys"))?;
 
-    mount("tmpfs", "dev", nosuid, Some(c"mode=755,size=64k"))?;
+    mount(
+        "tmpfs",
+        "dev",
+        nosuid | MountFlags::STRICTATIME,
+        Some(c"mode=755,size=65536k"),
+    )?;
     for (name, major, minor) in NODES {
         let mode = Mode::from_raw_mode(0o666);
         let device = fs::makedev(major, minor);
@@ -340,6 +353,7 @@ fn stage(staging: &Path, bounding: u64) -> Result<Devices> {
         null: open("dev/null", OFlags::RDWR)?,
         pts: open("dev/pts", OFlags::PATH | OFlags::DIRECTORY)?,
         proc: open("proc", OFlags::PATH | OFlags::DIRECTORY)?,
+        sys: open("sys", OFlags::PATH | OFlags::DIRECTORY)?,
     })
 }
 
@@ -392,6 +406,10 @@ impl Container {
         if spec.hostname.len() > 64 {
             return Err(ContainerError::HostName(spec.hostname.clone()));
         }
+        sandbox
+            .cgroup
+            .configure(&spec.cgroup)
+            .map_err(ContainerError::Cgroup)?;
         let prepared = sandbox.has_root(&spec.root);
         // Last, as it must be gone before its cgroup can be removed.
         let Sandbox {
@@ -403,15 +421,7 @@ impl Container {
             mut twin,
         } = sandbox;
         let root = twin
-            .run(|| {
-                Assembly {
-                    place,
-                    prepared,
-                    devices: &devices,
-                    shares: Vec::new(),
-                }
-                .assemble(spec)
-            })
+            .run(|| Assembly::new(place, prepared, &devices).assemble(spec))
             .ok_or(ContainerError::Died)??;
         Ok(Self {
             init: Init::Waiting(twin),
@@ -424,168 +434,8 @@ impl Container {
     }
 }
 
-/// A root file system while it is put together; runs in the sandbox.
-struct Assembly<'a> {
-    place: Place<'a>,
-    /// Whether the root was prepared with the sandbox, and changed to: the staging directory is gone.
-    prepared: bool,
-    devices: &'a Devices,
-    /// The shares that are mounted already, by tag. The root's is not among them: mounts in it would be in the way.
-    shares: Vec<(String, OwnedFd)>,
-}
-
-impl Assembly<'_> {
-    fn assemble(mut self, spec: &agent_protocol::Container) -> Result<OwnedFd> {
-        let root = if self.prepared {
-            open_place(Path::new("/"))?
-        } else {
-            let root = self.mount_root(&spec.root)?;
-            self.place.move_in(root.as_fd())?;
-            root
-        };
-        // Before the volumes, so that a file never ends up in one of them.
-        for file in &spec.files {
-            paths::write_file(root.as_fd(), &file.path, &file.content, file.mode)
-                .map_err(failed("write", &file.path))?;
-        }
-        for mount in &spec.mounts {
-            self.mount(root.as_fd(), mount)?;
-        }
-        self.unstage_shares()?;
-        rustix::system::sethostname(spec.hostname.as_bytes())
-            .map_err(failed("set the host name", &spec.hostname))?;
-        if !spec.domainname.is_empty() {
-            rustix::system::setdomainname(spec.domainname.as_bytes())
-                .map_err(failed("set the domain name", &spec.domainname))?;
-        }
-        confine::apply(root.as_fd(), self.devices, spec)?;
-        if spec.read_only || spec.root.read_only {
-            sys::mount_read_only(root.as_fd(), c"", false)
-                .map_err(failed("make read-only", "the root file system"))?;
-        }
-        if !self.prepared {
-            change_root(root.as_fd())?;
-        }
-        Ok(root)
-    }
-
-    /// Where shares are mounted before parts of them get to their places.
-    fn share_stage(&self) -> PathBuf {
-        if self.prepared {
-            PathBuf::from("/dev/.shares")
-        } else {
-            self.place.at(SHARE)
-        }
-    }
-
-    /// Without a staging directory, which goes with the old root, shares are to be put away.
-    fn unstage_shares(&mut self) -> Result<()> {
-        if !self.prepared || self.shares.is_empty() {
-            return Ok(());
-        }
-        let stage = self.share_stage();
-        for (tag, _) in self.shares.drain(..) {
-            mount::unmount(&stage, UnmountFlags::DETACH).map_err(failed("hide share", tag))?;
-        }
-        fs::rmdir(&stage).map_err(failed("remove", stage.display().to_string()))
-    }
-
-    fn mount_root(&mut self, root: &Mount) -> Result<OwnedFd> {
-        let target = self.place.at(ROOT);
-        match &root.source {
-            Source::Share { tag, path } if path.is_empty() => return self.place.mount_root(tag),
-            Source::Share { tag, path } => {
-                let tree = self.share_tree(tag, path)?;
-                attach(
-                    tree.as_fd(),
-                    Path::new(""),
-                    open_place(&target)?.as_fd(),
-                    "/",
-                )?;
-            }
-            Source::Tmpfs { options } => mount_tmpfs(&target, options)?,
-            Source::Overlay { lower, upper } => overlay::mount(self.place, lower, upper, &target)?,
-        }
-        open_place(&target)
-    }
-
-    fn mount(&mut self, root: BorrowedFd<'_>, mount: &Mount) -> Result<()> {
-        let open = |missing| {
-            paths::open_or_make(root, &mount.target, missing)
-                .map_err(failed("make the mount point", &mount.target))
-        };
-        match &mount.source {
-            Source::Share { tag, path } => {
-                let tree = self.share_tree(tag, path)?;
-                if mount.read_only {
-                    sys::mount_read_only(tree.as_fd(), c"", true)
-                        .map_err(failed("make read-only", &mount.target))?;
-                }
-                let missing = if path.is_empty() || is_dir(tree.as_fd())? {
-                    Missing::Directory
-                } else {
-                    Missing::File
-                };
-                attach(
-                    tree.as_fd(),
-                    Path::new(""),
-                    open(missing)?.as_fd(),
-                    &mount.target,
-                )
-            }
-            Source::Tmpfs { options } => {
-                let target = open(Missing::Directory)?;
-                // mount(2) wants a path, and this is the one that nothing can redirect.
-                process::fchdir(&target).map_err(failed("enter", &mount.target))?;
-                mount_tmpfs(Path::new("."), options)?;
-                if mount.read_only {
-                    let mounted =
-                        paths::open(root, &mount.target).map_err(failed("open", &mount.target))?;
-                    sys::mount_read_only(mounted.as_fd(), c"", false)
-                        .map_err(failed("make read-only", &mount.target))?;
-                }
-                Ok(())
-            }
-            Source::Overlay { .. } => Err(failed("mount an overlay on", &mount.target)(
-                Errno::OPNOTSUPP,
-            )),
-        }
-    }
-
-    /// A new mount, attached nowhere yet, of what is at `path` in a share.
-    fn share_tree(&mut self, tag: &str, path: &str) -> Result<OwnedFd> {
-        let known = self.shares.iter().position(|(name, _)| name == tag);
-        let index = match known {
-            Some(index) => index,
-            None => {
-                // One over the other: they are reached by descriptor.
-                let target = self.share_stage();
-                if self.prepared {
-                    make_dir(&target)?;
-                }
-                (self.place.mount_share)(tag, &target).map_err(failed("mount share", tag))?;
-                self.shares.push((tag.to_owned(), open_place(&target)?));
-                self.shares.len() - 1
-            }
-        };
-        let share = self.shares[index].1.as_fd();
-        let what = || format!("{path} of share {tag}");
-        let below;
-        let place = if path.is_empty() {
-            share
-        } else {
-            below = paths::open(share, path).map_err(failed("open", what()))?;
-            below.as_fd()
-        };
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE
-            | OpenTreeFlags::OPEN_TREE_CLOEXEC
-            | OpenTreeFlags::AT_EMPTY_PATH;
-        mount::open_tree(place, "", flags).map_err(failed("bind", what()))
-    }
-}
-
 /// Changes to the root directory `root`, a mount.
-fn change_root(root: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn change_root(root: BorrowedFd<'_>) -> Result<()> {
     // pivot_root(2), "pivot_root(".", ".")": the old root ends up on top of the new one, and with
     // it goes everything of the agent's.
     process::fchdir(root)
@@ -608,7 +458,7 @@ pub(crate) fn attach(
     mount::move_mount(from, from_path, to, "", flags).map_err(failed("mount on", target))
 }
 
-fn open_place(path: &Path) -> Result<OwnedFd> {
+pub(crate) fn open_place(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     fs::open(path, flags, Mode::empty()).map_err(failed("open", path.display().to_string()))
 }

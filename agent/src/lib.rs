@@ -7,11 +7,14 @@
 #![deny(unsafe_code)]
 
 mod agent;
+mod assembly;
 mod boot;
 mod cgroup;
 mod confine;
 mod connection;
 mod container;
+mod copy;
+mod file_system;
 mod log;
 mod overlay;
 mod paths;

@@ -4,6 +4,7 @@
 //! Boundary: the root is an open directory; nothing here knows what a container is. What is
 //! missing is made if the caller wants it.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -46,6 +47,31 @@ pub(crate) fn open_or_make(
     match open(root, path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => walk(root, path, missing),
         result => result,
+    }
+}
+
+/// Opens the directory `path`, without following a link anywhere; makes what is missing of it.
+pub(crate) fn make_exactly(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+    match fs::openat2(root, path, flags, Mode::empty(), resolve) {
+        Err(Errno::NOENT) => {
+            walk(root, path, Missing::Directory)?;
+            Ok(fs::openat2(root, path, flags, Mode::empty(), resolve)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Opens the directory in which `path` is, making it if it is missing, and gives the name in it.
+pub(crate) fn open_parent<'p>(
+    root: BorrowedFd<'_>,
+    path: &'p str,
+) -> io::Result<(OwnedFd, &'p OsStr)> {
+    let path = Path::new(path);
+    match (path.parent().and_then(Path::to_str), path.file_name()) {
+        (Some(parent), Some(name)) => Ok((open_or_make(root, parent, Missing::Directory)?, name)),
+        _ => Err(io::ErrorKind::InvalidFilename.into()),
     }
 }
 
@@ -135,12 +161,7 @@ pub(crate) fn write_file(
     content: &[u8],
     mode: u32,
 ) -> io::Result<()> {
-    let path = Path::new(path);
-    let (Some(parent), Some(name)) = (path.parent().and_then(Path::to_str), path.file_name())
-    else {
-        return Err(io::ErrorKind::InvalidFilename.into());
-    };
-    let parent = open_or_make(root, parent, Missing::Directory)?;
+    let (parent, name) = open_parent(root, path)?;
     let mode = Mode::from_raw_mode(mode & 0o7777);
     let create = || {
         fs::openat(

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
-use agent_protocol::{ProcessId, Stream};
+use agent_protocol::{ContainerId, ProcessId, Stream};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData};
 use rustix::io::{self, Errno};
@@ -20,6 +20,8 @@ pub(crate) enum Token {
     Connection(u32),
     /// The end of a process.
     Exit(ProcessId),
+    /// The end of a hook of a container.
+    Hook(ContainerId),
     /// A stream of a process, at one of its two ends.
     Stream(ProcessId, Stream, End),
 }
@@ -37,7 +39,8 @@ pub(crate) enum End {
 const LISTENER: u32 = 0;
 const CONNECTION: u32 = 1;
 const EXIT: u32 = 2;
-const STREAM: u32 = 3;
+const HOOK: u32 = 3;
+const STREAM: u32 = 4;
 
 const STREAMS: [(Stream, End); 8] = [
     (Stream::Stdin, End::Process),
@@ -56,6 +59,7 @@ impl Token {
             Token::Listener => (LISTENER, 0),
             Token::Connection(id) => (CONNECTION, id),
             Token::Exit(ProcessId(id)) => (EXIT, id),
+            Token::Hook(ContainerId(id)) => (HOOK, id),
             Token::Stream(ProcessId(id), stream, end) => {
                 let index = (0..)
                     .zip(STREAMS)
@@ -73,6 +77,7 @@ impl Token {
             LISTENER => Token::Listener,
             CONNECTION => Token::Connection(id),
             EXIT => Token::Exit(ProcessId(id)),
+            HOOK => Token::Hook(ContainerId(id)),
             _ => {
                 let (stream, end) = STREAMS[(kind - STREAM) as usize % STREAMS.len()];
                 Token::Stream(ProcessId(id), stream, end)

@@ -5,24 +5,29 @@
 //!
 //! Boundary: one process. Which processes there are is known to `agent`.
 
+mod ends;
+mod rights;
+
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use agent_protocol::{Capabilities, Failure, Stdio, Stream, WindowSize};
-use rustix::fs::{self, Mode, OFlags};
+use agent_protocol::{
+    Capabilities, ContainerId, Failure, Hook, ProcessId, Stdio, Stream, Treatment,
+};
+use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount;
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{self, Gid, Uid};
-use rustix::pty::{self, OpenptFlags};
-use rustix::termios::{self, Winsize};
 use rustix::thread::{self, ThreadNameSpaceType};
 
 use crate::container::{self, Container, Devices};
 use crate::paths;
 use crate::sys::{self, Stack, StringArray, Twin};
 use crate::user::{self, Database, Identity, UserError};
+
+pub(crate) use ends::{Ends, set_size};
+use rights::Rights;
 
 /// Failure to start a process.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +121,8 @@ pub(crate) struct Launch {
     rights: Rights,
     umask: Option<Mode>,
     oom_score_adj: Option<String>,
+    treatment: Treatment,
+    time_offsets: Option<String>,
 }
 
 struct ContainerDatabase<'a>(BorrowedFd<'a>);
@@ -185,6 +192,44 @@ impl Launch {
             rights: Rights::new(spec),
             umask: spec.umask.map(|umask| Mode::from_raw_mode(umask & 0o777)),
             oom_score_adj: spec.oom_score_adj.map(|score| score.to_string()),
+            treatment: spec.treatment.clone(),
+            time_offsets: spec.treatment.time_offsets.map(|offsets| {
+                let ((m, mn), (b, bn)) = (offsets.monotonic, offsets.boottime);
+                format!("monotonic {m} {mn}\nboottime {b} {bn}\n")
+            }),
+        })
+    }
+
+    /// Prepares a hook, which runs as root with all that the container's processes can have.
+    pub(crate) fn hook(hook: &Hook, bounding: u64, root: BorrowedFd<'_>) -> Result<Self> {
+        let mut args = hook.args.clone();
+        if args.is_empty() {
+            args.push(hook.path.clone());
+        }
+        let spec = agent_protocol::Process {
+            id: ProcessId(0),
+            container: ContainerId(0),
+            args,
+            env: hook.env.clone(),
+            cwd: "/".into(),
+            create_cwd: false,
+            user: "0:0".into(),
+            additional_groups: Vec::new(),
+            rlimits: Vec::new(),
+            capabilities: Capabilities::of(bounding),
+            no_new_privileges: false,
+            seccomp: Vec::new(),
+            seccomp_flags: 0,
+            umask: None,
+            oom_score_adj: None,
+            treatment: Treatment::default(),
+            hooks: Vec::new(),
+            stdio: Stdio::Pipes { stdin: true },
+        };
+        Ok(Self {
+            candidates: c_strings("A hook's path", [hook.path.clone()])?,
+            looked_up: false,
+            ..Self::new(&spec, root)?
         })
     }
 
@@ -202,7 +247,7 @@ impl Launch {
         proc: BorrowedFd<'_>,
     ) -> Refused {
         let settled = self
-            .adjust_oom_score(proc)
+            .write_to_proc(proc)
             .and_then(|()| self.settle(stdio, terminal, bounding));
         match settled {
             Err(refused) => refused,
@@ -210,15 +255,40 @@ impl Launch {
         }
     }
 
-    fn adjust_oom_score(&self, proc: BorrowedFd<'_>) -> Result<(), Refused> {
-        let Some(score) = &self.oom_score_adj else {
-            return Ok(());
-        };
-        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        fs::openat(proc, c"self/oom_score_adj", flags, Mode::empty())
-            .and_then(|file| rustix::io::write(file, score.as_bytes()))
-            .map(drop)
-            .map_err(refused("set the OOM score"))
+    /// What is said to the kernel by files.
+    fn write_to_proc(&self, proc: BorrowedFd<'_>) -> Result<(), Refused> {
+        if let Some(score) = &self.oom_score_adj {
+            write_own(proc, c"self/oom_score_adj", score).map_err(refused("set the OOM score"))?;
+        }
+        if let Some(offsets) = &self.time_offsets {
+            sys::unshare_time().map_err(refused("make a time namespace"))?;
+            write_own(proc, c"self/timens_offsets", offsets)
+                .map_err(refused("set the offsets of the clocks"))?;
+        }
+        Ok(())
+    }
+
+    fn treat(&self) -> Result<(), Refused> {
+        let Treatment {
+            scheduler,
+            io_priority,
+            cpus,
+            personality,
+            time_offsets: _,
+        } = &self.treatment;
+        if !cpus.is_empty() {
+            sys::set_affinity(cpus).map_err(refused("set the CPUs"))?;
+        }
+        if let Some(scheduler) = scheduler {
+            sys::set_scheduler_attributes(scheduler).map_err(refused("set the scheduler"))?;
+        }
+        if let Some(priority) = *io_priority {
+            sys::set_io_priority(priority).map_err(refused("set the I/O priority"))?;
+        }
+        if let Some(persona) = *personality {
+            sys::set_personality(persona).map_err(refused("set the execution domain"))?;
+        }
+        Ok(())
     }
 
     fn settle(
@@ -241,6 +311,7 @@ impl Launch {
             sys::set_rlimit(limit.resource, limit.soft, limit.hard)
                 .map_err(refused("set a resource limit"))?;
         }
+        self.treat()?;
         // Root may enter what the user may not, and the other way round on some file systems.
         let entered = self.enter_cwd();
         let is_root = self.uid == Uid::ROOT;
@@ -326,62 +397,12 @@ impl Launch {
     }
 }
 
-/// What a process may do.
-#[derive(Debug)]
-struct Rights {
-    capabilities: Capabilities,
-    no_new_privileges: bool,
-    seccomp: Vec<Vec<libc::sock_filter>>,
-}
-
-impl Rights {
-    fn new(spec: &agent_protocol::Process) -> Self {
-        let filters = spec.seccomp.iter();
-        Self {
-            capabilities: spec.capabilities,
-            no_new_privileges: spec.no_new_privileges,
-            seccomp: filters.map(sys::seccomp_program).collect(),
-        }
-    }
-
-    /// Whether more is to be said than the bounding set says: root's programs get all that is in
-    /// it, and those of others nothing.
-    fn are_special(&self) -> bool {
-        self.capabilities != Capabilities::of(self.capabilities.bounding)
-    }
-
-    /// While it is root yet.
-    fn limit(&self, bounding: u64, stays_root: bool) -> Result<(), Refused> {
-        container::bound_capabilities(bounding, self.capabilities.bounding)
-            .map_err(refused("limit the capabilities"))?;
-        // An unprivileged process may install filters only once it gives up new privileges.
-        if !self.no_new_privileges {
-            self.filter()?;
-        }
-        if self.are_special() && !stays_root {
-            sys::keep_capabilities().map_err(refused("keep capabilities"))?;
-        }
-        Ok(())
-    }
-
-    /// When it has become the user.
-    fn take(&self) -> Result<(), Refused> {
-        if self.are_special() {
-            sys::set_capabilities(&self.capabilities).map_err(refused("set the capabilities"))?;
-        }
-        if self.no_new_privileges {
-            thread::set_no_new_privs(true).map_err(refused("give up new privileges"))?;
-            self.filter()?;
-        }
-        Ok(())
-    }
-
-    fn filter(&self) -> Result<(), Refused> {
-        self.seccomp
-            .iter()
-            .try_for_each(|program| sys::install_seccomp(program))
-            .map_err(refused("filter system calls"))
-    }
+/// Writes to a file of the calling process in `/proc`, and to nothing that was put over it.
+fn write_own(proc: BorrowedFd<'_>, name: &std::ffi::CStr, text: &str) -> rustix::io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+    let file = fs::openat2(proc, name, flags, Mode::empty(), resolve)?;
+    rustix::io::write(file, text.as_bytes()).map(drop)
 }
 
 /// Why a twin did not become the process. Holds nothing on the heap.
@@ -432,93 +453,6 @@ fn prefixes(path: &str) -> impl Iterator<Item = &str> {
         .filter(|prefix| !prefix.is_empty())
 }
 
-/// The two ends of a process's standard streams.
-#[derive(Debug)]
-pub(crate) struct Ends {
-    /// For descriptors 0, 1 and 2 of the process; None for `/dev/null`.
-    process: [Option<OwnedFd>; 3],
-    /// For the agent.
-    agent: Vec<(Stream, OwnedFd)>,
-    /// The terminal's place in `/dev/pts`.
-    terminal: Option<CString>,
-}
-
-impl Ends {
-    /// Makes pipes or a terminal, owned by the user so that `/dev/stdout` can be opened.
-    pub(crate) fn new(stdio: Stdio, devices: &Devices, uid: Uid) -> Result<Self> {
-        let ends = match stdio {
-            Stdio::Terminal(size) => Self::terminal(size, devices)?,
-            Stdio::Pipes { stdin } => Self::pipes(stdin)?,
-        };
-        if uid != Uid::ROOT {
-            for end in ends.process.iter().flatten() {
-                fs::fchown(end, Some(uid), None).map_err(preparing("own standard streams"))?;
-            }
-        }
-        Ok(ends)
-    }
-
-    fn pipes(stdin: bool) -> Result<Self> {
-        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(preparing("make a pipe"));
-        let (out_reader, out_writer) = pipe()?;
-        let (err_reader, err_writer) = pipe()?;
-        let mut agent = vec![(Stream::Stdout, out_reader), (Stream::Stderr, err_reader)];
-        let mut input = None;
-        if stdin {
-            let (reader, writer) = pipe()?;
-            input = Some(reader);
-            agent.push((Stream::Stdin, writer));
-        }
-        Ok(Self {
-            process: [input, Some(out_writer), Some(err_writer)],
-            agent,
-            terminal: None,
-        })
-    }
-
-    fn terminal(size: WindowSize, devices: &Devices) -> Result<Self> {
-        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let master = fs::openat(&devices.pts, "ptmx", flags, Mode::empty())
-            .map_err(preparing("open a terminal"))?;
-        pty::unlockpt(&master).map_err(preparing("unlock a terminal"))?;
-        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-        let slave = pty::ioctl_tiocgptpeer(&master, flags).map_err(preparing("open a terminal"))?;
-        set_size(master.as_fd(), size).map_err(preparing("size a terminal"))?;
-        let name = pty::ptsname(&master, Vec::new()).map_err(preparing("name a terminal"))?;
-        Ok(Self {
-            process: [Some(slave), None, None],
-            agent: vec![(Stream::Terminal, master)],
-            terminal: Some(name),
-        })
-    }
-
-    /// The agent's ends. Those of the process are closed, so that its own count.
-    pub(crate) fn into_agent(self) -> Vec<(Stream, OwnedFd)> {
-        self.agent
-    }
-
-    fn for_process<'a>(&'a self, devices: &'a Devices) -> [BorrowedFd<'a>; 3] {
-        let default = match self.terminal {
-            Some(_) => self.process[0].as_ref().unwrap_or(&devices.null),
-            None => &devices.null,
-        };
-        self.process
-            .each_ref()
-            .map(|end| end.as_ref().unwrap_or(default).as_fd())
-    }
-}
-
-/// Sets the size of a terminal.
-pub(crate) fn set_size(terminal: BorrowedFd<'_>, size: WindowSize) -> rustix::io::Result<()> {
-    let size = Winsize {
-        ws_row: size.rows,
-        ws_col: size.columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    termios::tcsetwinsize(terminal, size)
-}
-
 /// Makes the container's waiting first process execute its program.
 pub(crate) fn start_first(
     mut twin: Twin,
@@ -552,6 +486,7 @@ pub(crate) fn start_further(
 ) -> Result<(OwnedFd, Stack)> {
     let stdio = ends.for_process(&container.devices);
     let terminal = ends.terminal.is_some();
+    let bounding = launch.rights.bounding();
     let stack = stack
         .map_or_else(Stack::new, Ok)
         .map_err(preparing("make a stack"))?;
@@ -571,10 +506,10 @@ pub(crate) fn start_further(
             | ThreadNameSpaceType::CONTROL_GROUP;
         let entered = thread::move_into_thread_name_spaces(init, others)
             .map_err(refused("enter the container's namespaces"))
-            .and_then(|()| container::settle(container.bounding).map_err(refused("settle")));
+            .and_then(|()| container::settle(bounding).map_err(refused("settle")));
         let proc = container.devices.proc.as_fd();
         match entered {
-            Ok(()) => launch.execute(stdio, terminal, container.bounding, proc),
+            Ok(()) => launch.execute(stdio, terminal, bounding, proc),
             Err(refused) => refused,
         }
     });

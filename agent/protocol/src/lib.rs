@@ -32,8 +32,12 @@
 //! closes the connection.
 #![forbid(unsafe_code)]
 
+mod container;
 mod frame;
 mod message;
+mod process;
 
+pub use container::*;
 pub use frame::{DecodeError, Decoder, EncodeError, MAX_FRAME, encode};
 pub use message::*;
+pub use process::*;

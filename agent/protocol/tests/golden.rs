@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 5);
+    assert_eq!(VERSION, 6);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -84,35 +84,89 @@ fn create() {
     golden_action(
         Action::Create(Box::new(Container {
             id: ContainerId(1),
-            root: Mount {
-                source: Source::Share {
-                    tag: "root".into(),
-                    path: String::new(),
-                },
-                target: "/".into(),
-                read_only: false,
-            },
+            root: Mount::new(Source::share("root", ""), "/"),
             hostname: "box".into(),
             domainname: "lan".into(),
             capabilities: 3,
             sysctls: vec![("a.b".into(), "1".into())],
             masked_paths: vec!["/m".into()],
             readonly_paths: vec!["/r".into()],
-            mounts: vec![Mount {
-                source: Source::Tmpfs {
-                    options: "size=1m".into(),
+            mounts: vec![
+                Mount::new(Source::tmpfs("size=1m"), "/tmp").read_only(),
+                Mount {
+                    attributes: Attributes { set: 2, clear: 300 },
+                    propagation: Some(Propagation {
+                        kind: 1 << 20,
+                        recursive: true,
+                    }),
+                    ..Mount::new(Source::Container { path: "/a".into() }, "/b")
                 },
-                target: "/tmp".into(),
-                read_only: true,
-            }],
+                Mount::new(
+                    Source::Present {
+                        options: "x".into(),
+                    },
+                    "/c",
+                ),
+            ],
             files: vec![File {
                 path: "/etc/hosts".into(),
                 content: b"x\n".to_vec(),
                 mode: 0o644,
             }],
+            devices: vec![device(DeviceKind::Fifo)],
+            cgroup: vec![("pids.max".into(), "9".into())],
             read_only: true,
+            propagation: None,
         })),
-        "470000000101010004726f6f7400012f0003626f78036c616e030103612e62013101022f6d01022f7201010773697a653d316d042f746d7001010a2f6574632f686f73747302780aa40301",
+        "8e0000000101010004726f6f7400012f000000000003626f78036c616e030103612e62013101022f6d01022f72030105746d70667305746d7066730773697a653d316d00042f746d70000001000003022f61022f6202ac0200000180804001020178022f630000000000010a2f6574632f686f73747302780aa40301022f6402800301020108706964732e6d617801390100",
+    );
+}
+
+fn device(kind: DeviceKind) -> Device {
+    Device {
+        path: "/d".into(),
+        kind,
+        mode: 0o600,
+        uid: 1,
+        gid: 2,
+    }
+}
+
+#[test]
+fn devices() {
+    let (major, minor) = (10, 229);
+    golden(
+        &device(DeviceKind::Character { major, minor }),
+        "0b000000022f64000ae50180030102",
+    );
+    golden(
+        &device(DeviceKind::Block { major, minor }),
+        "0b000000022f64010ae50180030102",
+    );
+}
+
+#[test]
+fn treatment() {
+    golden(
+        &Treatment {
+            scheduler: Some(Scheduler {
+                policy: 1,
+                flags: 2,
+                nice: -3,
+                priority: 4,
+                runtime: 5,
+                deadline: 6,
+                period: 7,
+            }),
+            io_priority: Some(300),
+            cpus: vec![1, 2],
+            personality: Some(8),
+            time_offsets: Some(TimeOffsets {
+                monotonic: (-1, 2),
+                boottime: (3, 4),
+            }),
+        },
+        "15000000010102050405060701ac0202010201080101020604",
     );
 }
 
@@ -123,14 +177,14 @@ fn overlay() {
             lower: Lower::Share { tag: "root".into() },
             upper: "size=1m".into(),
         },
-        "0f000000020004726f6f740773697a653d316d",
+        "0f000000040004726f6f740773697a653d316d",
     );
     golden(
         &Source::Overlay {
             lower: Lower::Disk { number: 1 },
             upper: "size=50%".into(),
         },
-        "0c0000000201010873697a653d353025",
+        "0c0000000401010873697a653d353025",
     );
 }
 
@@ -153,20 +207,29 @@ fn start() {
         capabilities: Capabilities::of(1),
         no_new_privileges: true,
         seccomp: vec![SeccompFilter(vec![6 << 48 | 0x7fff_0000])],
+        seccomp_flags: 4,
         umask: Some(0o22),
         oom_score_adj: Some(-5),
+        treatment: Treatment::default(),
+        hooks: vec![Hook {
+            path: "/h".into(),
+            args: vec!["h".into()],
+            env: vec!["A=b".into()],
+            timeout: Some(5),
+            input: b"{}".to_vec(),
+        }],
         stdio,
     };
     golden_action(
         Action::Start(Box::new(process(Stdio::Pipes { stdin: true }))),
-        "410000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff87808003011201090101",
+        "580000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff878080030401120109000000000001022f680101680103413d620105027b7d0101",
     );
     golden_action(
         Action::Start(Box::new(process(Stdio::Terminal(WindowSize {
             rows: 24,
             columns: 80,
         })))),
-        "420000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff8780800301120109001850",
+        "590000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff878080030401120109000000000001022f680101680103413d620105027b7d001850",
     );
 }
 

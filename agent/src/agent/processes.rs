@@ -11,7 +11,9 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use super::Agent;
 use super::connections::WaitingStream;
+use super::hooks::Hooking;
 use super::requests::{RequestError, system};
+use crate::connection::Starting;
 use crate::container::Init;
 use crate::log;
 use crate::poller::{End, EventFlags, Token};
@@ -52,24 +54,49 @@ impl Agent {
             return;
         };
         let spec = &*starting.process;
-        let result = match self.may_start(spec) {
-            Ok(()) => {
-                let there = |stream: &Stream| self.streams.contains_key(&(spec.id, *stream));
-                if !process::streams(spec.stdio).iter().all(there) {
-                    if let Some(connection) = self.connections.get_mut(&connection) {
-                        connection.starting = Some(starting);
-                    }
-                    return;
-                }
-                self.start(connection, spec)
+        if let Err(error) = self.may_start(spec) {
+            return self.refuse(connection, &starting, error);
+        }
+        let there = |stream: &Stream| self.streams.contains_key(&(spec.id, *stream));
+        let whose = self.hooks.get(&spec.container).map(Hooking::connection);
+        match whose {
+            None if process::streams(spec.stdio).iter().all(there) => {
+                self.begin(connection, starting, 0);
             }
+            Some(other) if other != connection => {
+                let error = RequestError::RunsHooks(spec.container.0);
+                self.refuse(connection, &starting, error);
+            }
+            _ => self.put_back(connection, starting),
+        }
+    }
+
+    /// Starts the hook of this number, or the process if there are no more.
+    pub(super) fn begin(&mut self, connection: u32, starting: Starting, hook: usize) {
+        let spec = &*starting.process;
+        let result = match self.start_hook(connection, spec, hook) {
+            Ok(true) => return self.put_back(connection, starting),
+            Ok(false) => self.start(connection, spec),
             Err(error) => Err(error),
         };
-        if result.is_err() {
-            let process = starting.process.id;
-            self.streams.retain(|(waiting, _), _| *waiting != process);
+        match result {
+            Ok(()) => self.answer(connection, starting.request, Ok(())),
+            Err(error) => self.refuse(connection, &starting, error),
         }
-        self.answer(connection, starting.request, result);
+    }
+
+    /// Lets a connection wait on.
+    fn put_back(&mut self, connection: u32, starting: Starting) {
+        if let Some(connection) = self.connections.get_mut(&connection) {
+            connection.starting = Some(starting);
+        }
+    }
+
+    /// Answers that a process does not start.
+    pub(super) fn refuse(&mut self, connection: u32, starting: &Starting, error: RequestError) {
+        let process = starting.process.id;
+        self.streams.retain(|(waiting, _), _| *waiting != process);
+        self.answer(connection, starting.request, Err(error));
     }
 
     pub(super) fn may_start(&self, spec: &Process) -> Result<(), RequestError> {
@@ -89,7 +116,9 @@ impl Agent {
         let Some(container) = self.containers.get_mut(&spec.container) else {
             return Err(RequestError::NoContainer(spec.container.0));
         };
-        if spec.capabilities.bounding & !container.bounding != 0 {
+        // The first one cannot have what its sandbox was made without; others come from outside.
+        let is_first = matches!(container.init, Init::Waiting(_));
+        if is_first && spec.capabilities.bounding & !container.bounding != 0 {
             return Err(StartError::Capabilities.into());
         }
         let launch = Launch::new(spec, container.root.as_fd())?;
@@ -298,7 +327,7 @@ impl Agent {
     }
 }
 
-fn exit_status(status: &rustix::process::WaitIdStatus) -> ExitStatus {
+pub(super) fn exit_status(status: &rustix::process::WaitIdStatus) -> ExitStatus {
     let number = |status: Option<i32>| status.and_then(|status| u8::try_from(status & 0xff).ok());
     match number(status.exit_status()) {
         Some(code) => ExitStatus::Exited(code),

@@ -38,6 +38,18 @@ pub(super) enum RequestError {
     },
     #[error("Failed to set up container {id}")]
     Create { id: u32, source: ContainerError },
+    #[error("Container {0} runs its hooks yet")]
+    RunsHooks(u32),
+    #[error("Failed to run the hook {path:?}")]
+    Hook { path: String, source: StartError },
+    #[error("The hook {path:?} ended with status {status}: {output}")]
+    HookFailed {
+        path: String,
+        status: u8,
+        output: String,
+    },
+    #[error("The hook {path:?} took longer than it may")]
+    HookTimeout { path: String },
     #[error(transparent)]
     Start(#[from] StartError),
     #[error("Failed to {action}")]
@@ -57,12 +69,18 @@ impl RequestError {
             | Self::ContainerExists(_)
             | Self::NoSignal(_)
             | Self::NotPersonal
+            | Self::RunsHooks(_)
             | Self::Create {
                 source: ContainerError::HostName(_),
                 ..
             } => Failure::Invalid,
             Self::Start(error) => error.failure(),
-            Self::Prepare { .. } | Self::Create { .. } | Self::System { .. } => Failure::System,
+            Self::Prepare { .. }
+            | Self::Create { .. }
+            | Self::Hook { .. }
+            | Self::HookFailed { .. }
+            | Self::HookTimeout { .. }
+            | Self::System { .. } => Failure::System,
         }
     }
 }

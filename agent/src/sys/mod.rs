@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 mod memory;
+mod treatment;
 mod twin;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -12,9 +13,12 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use agent_protocol::{Capabilities, SeccompFilter};
+use agent_protocol::{Attributes, Capabilities, Propagation, SeccompFilter};
 
 pub(crate) use memory::{tune_allocator, warm_up};
+pub(crate) use treatment::{
+    set_affinity, set_io_priority, set_personality, set_scheduler_attributes, unshare_time,
+};
 pub(crate) use twin::{Stack, Twin};
 
 /// `VMADDR_CID_HOST`: the context identifier of the host (vsock(7)).
@@ -130,10 +134,33 @@ pub(crate) fn replace_descriptor(from: BorrowedFd<'_>, to: c_int) -> io::Result<
 /// Makes the mount at `path` (below `dir`; empty for `dir` itself) read-only, and those below it
 /// if `recursive`.
 pub(crate) fn mount_read_only(dir: BorrowedFd<'_>, path: &CStr, recursive: bool) -> io::Result<()> {
+    mount_setattr(dir, path, Attributes::READ_ONLY, 0, recursive)
+}
+
+/// Changes the mount that is open as `place`, and those below it if `recursive` or if the
+/// propagation is.
+pub(crate) fn change_mount(
+    place: BorrowedFd<'_>,
+    attributes: Attributes,
+    propagation: Option<Propagation>,
+    recursive: bool,
+) -> io::Result<()> {
+    let recursive = recursive || propagation.is_some_and(|propagation| propagation.recursive);
+    let kind = propagation.map_or(0, |propagation| propagation.kind);
+    mount_setattr(place, c"", attributes, kind, recursive)
+}
+
+fn mount_setattr(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    attributes: Attributes,
+    propagation: u64,
+    recursive: bool,
+) -> io::Result<()> {
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
+        attr_set: attributes.set,
+        attr_clr: attributes.clear,
+        propagation,
         userns_fd: 0,
     };
     let mut flags = libc::AT_EMPTY_PATH;
@@ -327,20 +354,24 @@ pub(crate) fn seccomp_program(filter: &SeccompFilter) -> Vec<libc::sock_filter> 
 }
 
 /// Filters this process's system calls from now on.
-pub(crate) fn install_seccomp(program: &[libc::sock_filter]) -> io::Result<()> {
+pub(crate) fn install_seccomp(program: &[libc::sock_filter], flags: u32) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
         filter: program.as_ptr().cast_mut(),
     };
     // SAFETY: the program is valid for reads as long as it is said to be.
-    check(unsafe {
-        libc::prctl(
-            libc::PR_SET_SECCOMP,
-            libc::SECCOMP_MODE_FILTER,
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
             &raw const program,
         )
-    })
-    .map(drop)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Sets this process's scheduling policy, `SCHED_OTHER` or `SCHED_BATCH`.

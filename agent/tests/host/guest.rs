@@ -164,12 +164,12 @@ impl Guest {
             sysctls: Vec::new(),
             masked_paths: Vec::new(),
             readonly_paths: Vec::new(),
-            mounts: vec![Mount {
-                read_only: true,
-                ..share(Path::new("/usr"), "/usr")
-            }],
+            mounts: vec![share(Path::new("/usr"), "/usr").read_only()],
             files: Vec::new(),
+            devices: Vec::new(),
+            cgroup: Vec::new(),
             read_only: false,
+            propagation: None,
         }
     }
 
@@ -229,14 +229,7 @@ pub fn text(stream: &mut UnixStream) -> String {
 }
 
 pub fn share(source: &Path, target: &str) -> Mount {
-    Mount {
-        source: Source::Share {
-            tag: source.to_str().unwrap().into(),
-            path: String::new(),
-        },
-        target: target.into(),
-        read_only: false,
-    }
+    Mount::new(Source::share(source.to_str().unwrap(), ""), target)
 }
 
 pub fn shell(id: u32, command: &str) -> Process {
@@ -253,8 +246,11 @@ pub fn shell(id: u32, command: &str) -> Process {
         capabilities: Capabilities::DEFAULT,
         no_new_privileges: false,
         seccomp: Vec::new(),
+        seccomp_flags: 0,
         umask: None,
         oom_score_adj: None,
+        treatment: Treatment::default(),
+        hooks: Vec::new(),
         stdio: Stdio::Pipes { stdin: false },
     }
 }

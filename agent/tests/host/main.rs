@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub)]
 
 mod guest;
+mod hooks;
 mod lifecycle;
+mod mounts;
 mod overlay;
 mod processes;
 mod rights;
 mod setup;
 mod streams;
+mod treatment;

@@ -84,14 +84,11 @@ fn a_disk_that_is_not_there_is_named() {
 fn an_overlay_is_for_roots_only() {
     let guest = Guest::new();
     let mut container = guest.container();
-    container.mounts.push(Mount {
-        source: Source::Overlay {
-            lower: Lower::Disk { number: 0 },
-            upper: String::new(),
-        },
-        target: "/data".into(),
-        read_only: false,
-    });
+    let source = Source::Overlay {
+        lower: Lower::Disk { number: 0 },
+        upper: String::new(),
+    };
+    container.mounts.push(Mount::new(source, "/data"));
     let refused = guest
         .control()
         .try_ask(Action::Create(Box::new(container)))

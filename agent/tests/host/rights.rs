@@ -1,5 +1,7 @@
 //! What processes may do, and what containers must not see or write.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use agent_protocol::*;
 
 use crate::guest::{CONTAINER, Guest, Output, shell, tree};
@@ -95,6 +97,28 @@ fn no_process_gets_more_than_its_container_may_have() {
     let _streams = [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(1, stream));
     let refused = control.try_ask(Action::Start(Box::new(process)));
     assert_eq!(refused.unwrap_err().0, Failure::Invalid);
+}
+
+/// As `docker exec --privileged` wants it.
+#[test]
+fn a_further_process_may_have_more_than_the_first() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    control.ask(Action::Create(Box::new(guest.container())));
+    let mut first = shell(1, "cat");
+    first.stdio = Stdio::Pipes { stdin: true };
+    let stdin = guest.stream(1, Stream::Stdin);
+    let _output = [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(1, stream));
+    control.ask(Action::Start(Box::new(first)));
+    for set in [1 << 12, 1 << 5, 0] {
+        let id = 2 + u32::try_from(set).unwrap();
+        let mut further = shell(id, SETS);
+        further.capabilities = Capabilities::of(set);
+        let found = guest.run(&mut control, further).stdout;
+        assert_eq!(found, sets(0, set, set, set, 0) + "NoNewPrivs:0 Seccomp:0 ");
+    }
+    drop(stdin);
+    assert_eq!(control.exit(1), ExitStatus::Exited(0));
 }
 
 #[test]
@@ -239,10 +263,7 @@ fn a_prepared_root_serves_containers_with_other_rights() {
     });
     let mut spec = guest.container();
     spec.capabilities = 1 << 12;
-    spec.mounts[0].source = Source::Share {
-        tag: tree("/usr"),
-        path: String::new(),
-    };
+    spec.mounts[0].source = Source::share(tree("/usr"), "");
     control.ask(Action::Create(Box::new(spec)));
     let mut process = shell(1, SETS);
     process.container = CONTAINER;
@@ -253,4 +274,76 @@ fn a_prepared_root_serves_containers_with_other_rights() {
         "{}",
         output.stdout
     );
+}
+
+/// A read-only path that is a link makes read-only what it leads to inside, and nothing else.
+#[test]
+fn links_in_the_place_of_read_only_paths_lead_nowhere_else() {
+    let guest = Guest::new();
+    let outside = guest.dir.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::create_dir(guest.root("inside")).unwrap();
+    std::os::unix::fs::symlink("../../../../inside", guest.root("fixed")).unwrap();
+    std::os::unix::fs::symlink(&outside, guest.root("away")).unwrap();
+    let mut control = guest.control();
+    let mut spec = guest.container();
+    spec.readonly_paths = ["/fixed", "/away"].map(String::from).into();
+    control.ask(Action::Create(Box::new(spec)));
+    let script = "touch /inside/x || touch /free";
+    let output = guest.run(&mut control, shell(1, script));
+    assert!(
+        output.stderr.contains("Read-only file system"),
+        "{}",
+        output.stderr
+    );
+    assert!(guest.root("free").exists());
+    std::fs::write(outside.join("x"), "").unwrap();
+}
+
+/// Ends a thread, also if a test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Somebody who shares the root file system changes it while paths are masked in it.
+#[test]
+fn renames_while_paths_are_masked_lead_nowhere_else() {
+    let guest = Guest::new();
+    let outside = guest.dir.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("mark"), "").unwrap();
+    std::fs::create_dir_all(guest.root("a/mask")).unwrap();
+    std::fs::create_dir(guest.root("b")).unwrap();
+    std::os::unix::fs::symlink(&outside, guest.root("b/mask")).unwrap();
+    let (a, b) = (guest.root("a"), guest.root("b"));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                let cwd = rustix::fs::CWD;
+                rustix::fs::renameat_with(cwd, &a, cwd, &b, exchange).unwrap();
+            }
+        });
+        let _stop = Stop(&stop);
+        let before = std::fs::read_to_string("/proc/self/mounts").unwrap();
+        let mut control = guest.control();
+        for round in 1..=20 {
+            let mut spec = guest.container();
+            spec.id = ContainerId(round);
+            spec.masked_paths = vec!["/a/mask".into(), "/b/mask".into()];
+            spec.readonly_paths = vec!["/a/mask".into()];
+            control.ask(Action::Create(Box::new(spec)));
+            assert!(outside.join("mark").exists());
+        }
+        assert_eq!(
+            std::fs::read_to_string("/proc/self/mounts").unwrap(),
+            before
+        );
+        std::fs::write(outside.join("new"), "").unwrap();
+    });
 }

@@ -89,13 +89,8 @@ fn a_link_in_the_image_leads_no_mount_out_of_the_container() {
     let before = std::fs::read_to_string("/proc/self/mounts").unwrap();
     // Over its root with them: whether the container can live like this is its own business.
     let _ = create(&guest, |container| {
-        container.mounts.push(Mount {
-            source: Source::Tmpfs {
-                options: "size=64k".into(),
-            },
-            target: "/volume/x".into(),
-            read_only: false,
-        });
+        let tmpfs = Source::tmpfs("size=64k");
+        container.mounts.push(Mount::new(tmpfs, "/volume/x"));
         container.files.push(File {
             path: "/file".into(),
             content: b"x".to_vec(),
@@ -116,13 +111,9 @@ fn volumes_keep_owners_modes_and_directions() {
     std::fs::write(volume.join("deep/er/single"), "one file\n").unwrap();
     symlink("/etc/shadow", volume.join("trap")).unwrap();
     let tag = volume.to_str().unwrap().to_owned();
-    let part = |path: &str, target: &str, read_only| Mount {
-        source: Source::Share {
-            tag: tag.clone(),
-            path: path.into(),
-        },
-        target: target.into(),
-        read_only,
+    let part = |path: &str, target: &str, read_only| {
+        let mount = Mount::new(Source::share(tag.clone(), path), target);
+        if read_only { mount.read_only() } else { mount }
     };
     let output = sh(
         &guest,
@@ -164,13 +155,8 @@ fn files_and_tmpfs_are_as_asked_for() {
                 content: b"127.0.0.1 testbox\n".to_vec(),
                 mode: 0o666,
             });
-            container.mounts.push(Mount {
-                source: Source::Tmpfs {
-                    options: "size=1m,mode=1770".into(),
-                },
-                target: "/scratch".into(),
-                read_only: false,
-            });
+            let tmpfs = Source::tmpfs("size=1m,mode=1770");
+            container.mounts.push(Mount::new(tmpfs, "/scratch"));
         },
         "cat /etc/hosts; stat -c %a /etc/hosts /scratch; stat -f -c '%T %b' /scratch; umask",
     );
@@ -194,14 +180,7 @@ fn a_root_may_lie_deep_in_a_share_that_volumes_use_too() {
     let guest = Guest::new();
     std::fs::create_dir(guest.dir.path().join("volume")).unwrap();
     let tag = guest.dir.path().to_str().unwrap();
-    let part = |path: &str, target: &str| Mount {
-        source: Source::Share {
-            tag: tag.into(),
-            path: path.into(),
-        },
-        target: target.into(),
-        read_only: false,
-    };
+    let part = |path: &str, target: &str| Mount::new(Source::share(tag, path), target);
     let output = sh(
         &guest,
         |container| {
@@ -273,13 +252,9 @@ fn a_prepared_root_serves_one_container_after_the_other() {
         let mut container = guest.container();
         let tag = tree("/usr");
         container.mounts = ["", "bin/env"]
-            .map(|path| Mount {
-                source: Source::Share {
-                    tag: tag.clone(),
-                    path: path.into(),
-                },
-                target: format!("/usr/{path}"),
-                read_only: true,
+            .map(|path| {
+                let source = Source::share(tag.clone(), path);
+                Mount::new(source, format!("/usr/{path}")).read_only()
             })
             .into();
         control.ask(Action::Create(Box::new(container)));

@@ -1,9 +1,9 @@
 //! One frame of each kind of message, alone and one behind the other.
 
 use agent_protocol::{
-    Action, Capabilities, Container, ContainerId, Event, ExitStatus, Failure, File, Hello, Mount,
-    Open, Personality, Process, ProcessId, Request, Rlimit, SeccompFilter, Source, Stdio, Stream,
-    VERSION, WindowSize, encode,
+    Action, Capabilities, Container, ContainerId, Device, DeviceKind, Event, ExitStatus, Failure,
+    File, Hello, Hook, Mount, Open, Personality, Process, ProcessId, Propagation, Request, Rlimit,
+    SeccompFilter, Source, Stdio, Stream, Treatment, VERSION, WindowSize, encode,
 };
 use serde::Serialize;
 
@@ -90,17 +90,9 @@ fn bytes<T: Serialize>(message: &T) -> Vec<u8> {
 }
 
 fn container() -> Container {
-    let share = |tag: &str, path: &str| Source::Share {
-        tag: tag.into(),
-        path: path.into(),
-    };
     Container {
         id: ContainerId(1),
-        root: Mount {
-            source: share("root", ""),
-            target: "/".into(),
-            read_only: false,
-        },
+        root: Mount::new(Source::share("root", ""), "/"),
         domainname: "lan".into(),
         capabilities: 1,
         sysctls: vec![("kernel.msgmax".into(), "8192".into())],
@@ -108,17 +100,13 @@ fn container() -> Container {
         readonly_paths: vec!["/proc/sys".into()],
         hostname: "seed".into(),
         mounts: vec![
+            Mount::new(Source::share("volume", "file"), "/data/file").read_only(),
             Mount {
-                source: share("volume", "file"),
-                target: "/data/file".into(),
-                read_only: true,
-            },
-            Mount {
-                source: Source::Tmpfs {
-                    options: "size=1m,mode=1777".into(),
-                },
-                target: "/tmp".into(),
-                read_only: false,
+                propagation: Some(Propagation {
+                    kind: 1 << 20,
+                    recursive: true,
+                }),
+                ..Mount::new(Source::tmpfs("size=1m,mode=1777"), "/tmp")
             },
         ],
         files: vec![File {
@@ -126,7 +114,19 @@ fn container() -> Container {
             content: b"seed\n".to_vec(),
             mode: 0o644,
         }],
+        devices: vec![Device {
+            path: "/dev/fuse".into(),
+            kind: DeviceKind::Character {
+                major: 10,
+                minor: 229,
+            },
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        }],
+        cgroup: vec![("pids.max".into(), "2048".into())],
         read_only: false,
+        propagation: None,
     }
 }
 
@@ -148,8 +148,21 @@ fn start(id: ProcessId) -> Process {
         capabilities: Capabilities::DEFAULT,
         no_new_privileges: true,
         seccomp: vec![SeccompFilter(vec![6 << 48])],
+        seccomp_flags: 4,
         umask: Some(0o22),
         oom_score_adj: Some(1),
+        treatment: Treatment {
+            cpus: vec![0],
+            personality: Some(8),
+            ..Treatment::default()
+        },
+        hooks: vec![Hook {
+            path: "/bin/true".into(),
+            args: vec!["true".into()],
+            env: Vec::new(),
+            timeout: Some(5),
+            input: b"{}".to_vec(),
+        }],
         stdio: Stdio::Pipes { stdin: true },
     }
 }

@@ -9,6 +9,7 @@
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 use agent_protocol::SeccompFilter as Program;
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompArg, LinuxSyscall};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -90,6 +91,35 @@ struct Conditions {
     arches: Vec<String>,
 }
 
+impl From<&LinuxSeccomp> for Profile {
+    fn from(seccomp: &LinuxSeccomp) -> Self {
+        let argument = |asked: &LinuxSeccompArg| Argument {
+            // Beyond six the compiler refuses it.
+            index: u8::try_from(asked.index()).unwrap_or(u8::MAX),
+            value: asked.value(),
+            value_two: asked.value_two().unwrap_or(0),
+            op: asked.op().to_string(),
+        };
+        let rule = |asked: &LinuxSyscall| Rule {
+            names: asked.names().clone(),
+            name: None,
+            action: asked.action().to_string(),
+            errno_ret: asked.errno_ret(),
+            args: asked
+                .args()
+                .as_ref()
+                .map(|args| args.iter().map(argument).collect()),
+            includes: Conditions::default(),
+            excludes: Conditions::default(),
+        };
+        Self {
+            default_action: seccomp.default_action().to_string(),
+            default_errno_ret: seccomp.default_errno_ret(),
+            syscalls: seccomp.syscalls().iter().flatten().map(rule).collect(),
+        }
+    }
+}
+
 impl Conditions {
     fn hold(&self, capabilities: u64) -> bool {
         self.caps.iter().all(|name| has(name, capabilities))
@@ -166,21 +196,28 @@ impl Profile {
 impl Rule {
     /// What it says of each of its calls. Those that this kernel does not know cannot be made.
     fn rules(&self) -> Result<Rules, SeccompError> {
-        let conditions = self
-            .args
+        let args = self.args.as_deref().unwrap_or_default();
+        let conditions = args
             .iter()
-            .flatten()
             .map(Argument::condition)
             .collect::<Result<Vec<_>, _>>()?;
-        let rule = match conditions.is_empty() {
+        let repeats =
+            |(at, arg): (usize, &Argument)| args[..at].iter().any(|other| other.index == arg.index);
+        let rules = if conditions.is_empty() {
             // Whatever the arguments are.
-            true => Vec::new(),
-            false => vec![SeccompRule::new(conditions)?],
+            Vec::new()
+        } else if args.iter().enumerate().any(repeats) {
+            // As runc has it: of several conditions on one argument any will do.
+            let each = conditions.into_iter();
+            each.map(|condition| SeccompRule::new(vec![condition]))
+                .collect::<Result<_, _>>()?
+        } else {
+            vec![SeccompRule::new(conditions)?]
         };
         let names = self.names.iter().chain(&self.name);
         let numbers = names.filter_map(|name| name.parse::<Sysno>().ok());
         Ok(numbers
-            .map(|number| (i64::from(number.id()), rule.clone()))
+            .map(|number| (i64::from(number.id()), rules.clone()))
             .collect())
     }
 }

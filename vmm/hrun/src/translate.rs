@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::{
     Action, Capabilities, Container, ContainerId, File, Lower, Mount, Personality, ProcessId,
-    Source, Stdio,
+    Source, Stdio, Treatment,
 };
 use rustix::{
     io::Errno,
@@ -48,7 +48,7 @@ pub(crate) const RUNTIME_PATHS: [&str; 6] = [
 ];
 
 /// Tag of the share that holds the volumes, each under its number.
-const VOLUMES_TAG: &str = "volumes";
+pub(crate) const VOLUMES_TAG: &str = "volumes";
 
 /// Of the tmpfs that takes a container's changes where the guest stacks its layers: half of the
 /// guest's memory.
@@ -322,8 +322,11 @@ pub(crate) fn exec_action(
         capabilities: Capabilities::of(capabilities),
         no_new_privileges: options.no_new_privileges && !exec.privileged,
         seccomp,
+        seccomp_flags: 0,
         umask: None,
         oom_score_adj: options.oom_score_adj,
+        treatment: Treatment::default(),
+        hooks: Vec::new(),
         stdio: exec.stdio,
     }))
 }
@@ -364,25 +367,17 @@ fn personality(moment: Moment) -> Result<Personality, Errno> {
 }
 
 fn container(ready: &Ready<'_>) -> Container {
-    let mounts = ready
-        .volumes
-        .iter()
-        .enumerate()
-        .map(|(index, volume)| Mount {
-            source: Source::Share {
-                tag: VOLUMES_TAG.into(),
-                path: index.to_string(),
-            },
-            target: volume.target.clone(),
-            read_only: volume.read_only,
-        });
+    let mounts = ready.volumes.iter().enumerate().map(|(index, volume)| {
+        let source = Source::share(VOLUMES_TAG, index.to_string());
+        let mount = Mount::new(source, volume.target.clone());
+        match volume.read_only {
+            true => mount.read_only(),
+            false => mount,
+        }
+    });
     Container {
         id: CONTAINER,
-        root: Mount {
-            source: root_source(ready.options.rootfs),
-            target: "/".into(),
-            read_only: false,
-        },
+        root: Mount::new(root_source(ready.options.rootfs), "/"),
         hostname: ready.hostname.into(),
         domainname: ready.options.domainname.clone(),
         capabilities: ready.options.capabilities,
@@ -396,7 +391,10 @@ fn container(ready: &Ready<'_>) -> Container {
             Rootfs::Host => Vec::new(),
             Rootfs::GuestOverFs | Rootfs::GuestOverBlock => guest_files(ready),
         },
+        devices: Vec::new(),
+        cgroup: Vec::new(),
         read_only: ready.options.read_only,
+        propagation: None,
     }
 }
 
@@ -497,8 +495,11 @@ fn process(ready: &Ready<'_>, stdio: Stdio) -> agent_protocol::Process {
         capabilities: Capabilities::of(ready.options.capabilities),
         no_new_privileges: ready.options.no_new_privileges,
         seccomp: ready.options.seccomp.clone(),
+        seccomp_flags: 0,
         umask: None,
         oom_score_adj: ready.options.oom_score_adj,
+        treatment: Treatment::default(),
+        hooks: Vec::new(),
         stdio,
     }
 }
@@ -690,7 +691,8 @@ mod tests {
             let share = shares.find(|share| share.tag == *tag).unwrap();
             if let ShareSource::Collection(entries) = &share.source {
                 let entry = entries.iter().find(|entry| entry.name == *path).unwrap();
-                assert_eq!(entry.read_only, mount.read_only);
+                let read_only = mount.recursive == agent_protocol::Attributes::READ_ONLY;
+                assert_eq!(entry.read_only, read_only);
             }
         }
         assert_eq!(container.mounts.len(), 2);

@@ -68,7 +68,7 @@ pub(crate) struct ExecArgs {
     /// Work in this directory of the container
     #[arg(short, long, value_name = "DIR")]
     pub(crate) workdir: Option<String>,
-    /// Give the command all capabilities, in a container that was run with --privileged
+    /// Give the command all capabilities
     #[arg(long)]
     pub(crate) privileged: bool,
     /// This is the process in the background

@@ -40,14 +40,21 @@ fn known() -> String {
     RESOURCES.map(|(name, _)| name).join(", ")
 }
 
+fn number(name: &str) -> Option<u32> {
+    let known = RESOURCES.iter().find(|(known, _)| *known == name);
+    known.map(|(_, number)| *number)
+}
+
+/// The number of a limit by its name in Linux and the OCI specification, such as `RLIMIT_NOFILE`.
+pub(crate) fn resource(name: &str) -> Option<u32> {
+    number(&name.strip_prefix("RLIMIT_")?.to_ascii_lowercase())
+}
+
 /// Parses one limit; `-1` and `unlimited` are no limit.
 pub(crate) fn parse(text: &str) -> Result<Rlimit, UlimitError> {
     let form = || UlimitError::Form(text.into());
     let (name, values) = text.split_once('=').ok_or_else(form)?;
-    let &(_, resource) = RESOURCES
-        .iter()
-        .find(|(known, _)| *known == name)
-        .ok_or_else(|| UlimitError::Name(name.into()))?;
+    let resource = number(name).ok_or_else(|| UlimitError::Name(name.into()))?;
     let value = |text: &str| match text {
         "-1" | "unlimited" => Ok(u64::MAX),
         number => number.parse::<u64>().map_err(|_| form()),

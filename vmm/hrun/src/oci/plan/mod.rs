@@ -5,13 +5,22 @@
 //! Nothing of the host is changed here, and nothing but the kinds of bind sources is looked at.
 #![allow(dead_code, reason = "not all of it is used as yet")]
 
+mod bind;
+mod hooks;
+mod linux;
+mod mount_options;
+mod mounts;
 mod process;
+pub(crate) mod read;
 mod refused;
+mod resources;
+mod rights;
+mod treatment;
 
 use std::path::{Path, PathBuf};
 
 use agent_protocol::{Mount, ProcessId, Source};
-use oci_spec::runtime::{Hooks, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 use vmm::config::CollectionEntry;
 
 use crate::{
@@ -20,9 +29,7 @@ use crate::{
 };
 
 pub(crate) use refused::Refused;
-
-/// What a guest has if the bundle sets no limit, in bytes.
-const DEFAULT_MEMORY: u64 = 256 << 20;
+use refused::value;
 
 /// What an OCI bundle comes to: what the VM has and what the agent is asked for.
 #[derive(Debug)]
@@ -36,12 +43,15 @@ pub(crate) struct Plan {
     /// Sources of bind mounts, named by their numbers.
     pub(crate) volumes: Vec<CollectionEntry>,
     pub(crate) container: agent_protocol::Container,
-    /// The first process. Without a terminal it has standard input.
+    /// The first process, with the hooks that run in the container. Without a terminal it has
+    /// standard input.
     pub(crate) process: agent_protocol::Process,
-    /// All of them; those that run in the container are in the process as well.
+    /// All hooks; those that run in the container are in the process already.
     pub(crate) hooks: Hooks,
     /// The network namespace that the container is to be in, if the engine has made one.
     pub(crate) netns: Option<PathBuf>,
+    /// Namespaces that the container shares with others of its VM.
+    pub(crate) joined: Vec<LinuxNamespaceType>,
     /// Where on the host the container is to be accounted for.
     pub(crate) cgroups_path: Option<PathBuf>,
     /// What is harmless to leave out, for the log.
@@ -66,50 +76,68 @@ impl Plan {
     ///
     /// The first property that cannot be done.
     pub(crate) fn new(spec: &Spec, place: Place<'_>) -> Result<Self, Refused> {
+        version(spec.version())?;
+        let mut warnings = Vec::new();
         let root = spec
             .root()
             .as_ref()
             .ok_or(Refused::Missing { property: "root" })?;
         let root_read_only = root.readonly().unwrap_or(false);
-        let process = first_process(spec)?;
+        let root = place.bundle.join(text("root.path", root.path())?);
+        let first = first_process(spec)?;
+        let empty;
+        let linux = match spec.linux() {
+            Some(linux) => linux,
+            None => {
+                empty = linux::empty();
+                &empty
+            }
+        };
+        let namespaces = linux::namespaces(linux, place.is_joined, &mut warnings)?;
+        linux::refuse_what_cannot_be(linux, &mut warnings)?;
+        if spec.vm().is_some() {
+            warnings.push("vm: the VM is hrun's own".into());
+        }
+        let resources = linux.resources().as_ref();
+        let limits = resources::limits(resources, &mut warnings)?;
+        let mounts = mounts::mounts(spec, place.bundle, &mut warnings)?;
+        let mut process = process::process(first, spec, PROCESS, &mut warnings)?;
+        process.create_cwd = true;
+        process.hooks = hooks::in_container(spec, place)?;
+        let container = agent_protocol::Container {
+            id: CONTAINER,
+            root: Mount::new(Source::share(ROOT_TAG, ""), "/"),
+            hostname: hostname(spec, place.id),
+            domainname: spec.domainname().clone().unwrap_or_default(),
+            capabilities: process.capabilities.bounding,
+            sysctls: linux::sysctls(linux),
+            masked_paths: linux.masked_paths().clone().unwrap_or_default(),
+            readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
+            mounts: mounts.mounts,
+            files: Vec::new(),
+            devices: linux::devices(linux, &mut warnings)?,
+            cgroup: limits.cgroup,
+            read_only: root_read_only,
+            propagation: linux::root_propagation(linux)?,
+        };
         Ok(Self {
-            class: Class {
-                cpus: 1,
-                memory: DEFAULT_MEMORY,
-            },
-            root: place.bundle.join(root.path()),
+            class: limits.class,
+            root,
             root_read_only,
-            volumes: Vec::new(),
-            process: process::process(process, spec, PROCESS)?,
-            container: agent_protocol::Container {
-                id: CONTAINER,
-                root: Mount {
-                    source: Source::Share {
-                        tag: ROOT_TAG.into(),
-                        path: String::new(),
-                    },
-                    target: "/".into(),
-                    read_only: false,
-                },
-                hostname: spec.hostname().clone().unwrap_or_default(),
-                domainname: spec.domainname().clone().unwrap_or_default(),
-                capabilities: agent_protocol::Capabilities::DEFAULT.bounding,
-                sysctls: Vec::new(),
-                masked_paths: Vec::new(),
-                readonly_paths: Vec::new(),
-                mounts: Vec::new(),
-                files: Vec::new(),
-                read_only: root_read_only,
-            },
+            volumes: mounts.volumes,
+            container,
+            process,
             hooks: spec.hooks().clone().unwrap_or_default(),
-            netns: None,
-            cgroups_path: None,
-            warnings: Vec::new(),
+            netns: namespaces.network,
+            joined: namespaces.joined,
+            cgroups_path: linux.cgroups_path().clone(),
+            warnings,
         })
     }
 }
 
-/// A further process, in a container that was made from `spec`.
+/// A further process, in a container that was made from `spec`. What it does not say is as it is
+/// for the first one.
 ///
 /// # Errors
 ///
@@ -119,7 +147,7 @@ pub(crate) fn exec_process(
     spec: &Spec,
     id: ProcessId,
 ) -> Result<agent_protocol::Process, Refused> {
-    process::process(process, spec, id)
+    process::further(process, spec, id, &mut Vec::new())
 }
 
 fn first_process(spec: &Spec) -> Result<&Process, Refused> {
@@ -127,6 +155,38 @@ fn first_process(spec: &Spec) -> Result<&Process, Refused> {
     process.ok_or(Refused::Missing {
         property: "process",
     })
+}
+
+/// The specification promises that all of one major version can be read by who knows one of them.
+fn version(version: &str) -> Result<(), Refused> {
+    match version.split('.').next() {
+        Some("1") => Ok(()),
+        _ => Err(value("ociVersion", version, "hrun knows version 1")),
+    }
+}
+
+/// The container's own name, if the engine does not say how its host is called.
+fn hostname(spec: &Spec, id: &str) -> String {
+    /// `HOST_NAME_MAX` of Linux.
+    const LONGEST: usize = 64;
+    match spec.hostname().as_deref() {
+        None | Some("") => id.chars().take(LONGEST).filter(char::is_ascii).collect(),
+        Some(name) => name.into(),
+    }
+}
+
+/// A path as text, which is what the agent and the VMM take.
+fn text<'a>(property: &str, path: &'a Path) -> Result<&'a str, Refused> {
+    match path.to_str() {
+        Some("") => Err(value(property, "", "it must not be empty")),
+        Some(path) if path.contains('\0') => Err(value(property, path, "it has a zero byte")),
+        Some(path) => Ok(path),
+        None => Err(value(
+            property,
+            path.to_string_lossy(),
+            "it is no valid UTF-8",
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,9 @@
 //! What of a bundle cannot be done.
 
+use std::{io, path::PathBuf};
+
+use crate::seccomp::SeccompError;
+
 /// A property of the specification that is refused, by its place in `config.json`.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
@@ -19,6 +23,17 @@ pub(crate) enum Refused {
         /// Why not.
         reason: String,
     },
+    /// What it names cannot be looked at.
+    #[error("{property}: Failed to look at {path}")]
+    Source {
+        /// Where.
+        property: String,
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// Its filter of system calls cannot be.
+    #[error("linux.seccomp")]
+    Seccomp(#[from] SeccompError),
 }
 
 /// Refuses a value.

@@ -1,3 +1,8 @@
+mod engines;
+mod linux;
+mod mounts;
+mod process;
+
 use std::path::Path;
 
 use agent_protocol::{Stdio, WindowSize};
@@ -17,12 +22,16 @@ pub(super) fn least() -> Value {
 
 pub(super) fn plan(spec: &Value) -> Result<Plan, Refused> {
     let spec: Spec = serde_json::from_value(spec.clone()).unwrap();
+    plan_of(&spec)
+}
+
+fn plan_of(spec: &Spec) -> Result<Plan, Refused> {
     Plan::new(
-        &spec,
+        spec,
         Place {
             bundle: Path::new("/bundle"),
             id: "box",
-            is_joined: &|_| false,
+            is_joined: &|path| path.starts_with("/proc/42"),
         },
     )
 }
@@ -39,6 +48,16 @@ pub(super) fn with(pointer: &str, value: Value) -> Value {
     }
     *place = value;
     spec
+}
+
+/// Why a value at a JSON pointer is refused.
+fn refused(pointer: &str, value: Value) -> String {
+    let error = plan(&with(pointer, value)).unwrap_err();
+    anyhow::Error::new(error)
+        .chain()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
 }
 
 #[test]
@@ -69,6 +88,52 @@ fn what_must_be_there_is_missed_by_name() {
     }
     let error = plan(&with("/process/args", json!([]))).unwrap_err();
     assert!(error.to_string().starts_with("process.args"), "{error}");
+}
+
+#[test]
+fn only_version_1_is_known() {
+    for version in ["2.0.0", "0.9", ""] {
+        let error = plan(&with("/ociVersion", json!(version))).unwrap_err();
+        assert!(error.to_string().starts_with("ociVersion"), "{error}");
+    }
+    assert!(plan(&with("/ociVersion", json!("1.0.2-dev"))).is_ok());
+}
+
+#[test]
+fn a_host_without_a_name_is_called_as_the_container() {
+    assert_eq!(plan(&least()).unwrap().container.hostname, "box");
+    let plan = plan(&with("/hostname", json!("web"))).unwrap();
+    assert_eq!(plan.container.hostname, "web");
+}
+
+#[test]
+fn hooks_of_the_container_run_in_the_guest_and_know_its_state() {
+    let mut spec = with(
+        "/hooks/startContainer",
+        json!([{"path": "/bin/hook", "args": ["hook", "-x"], "env": ["A=b"], "timeout": 5}]),
+    );
+    spec["hooks"]["poststart"] = json!([{"path": "/bin/host"}]);
+    spec["annotations"] = json!({"a": "b"});
+    let found = plan(&spec).unwrap();
+    assert_eq!(found.process.hooks.len(), 1);
+    let hook = &found.process.hooks[0];
+    assert_eq!((&*hook.path, hook.timeout), ("/bin/hook", Some(5)));
+    let state: Value = serde_json::from_slice(&hook.input).unwrap();
+    assert_eq!(state["id"], "box");
+    assert_eq!(state["status"], "created");
+    assert_eq!(state["bundle"], "/bundle");
+    assert_eq!(state["annotations"]["a"], "b");
+    assert!(found.hooks.poststart().is_some());
+    for bad in [
+        json!([{"path": "hook"}]),
+        json!([{"path": "/h", "timeout": 0}]),
+    ] {
+        let error = plan(&with("/hooks/startContainer", bad)).unwrap_err();
+        assert!(
+            error.to_string().starts_with("hooks.startContainer[0]"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
