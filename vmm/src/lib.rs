@@ -13,6 +13,7 @@ pub mod control;
 pub mod devices;
 pub mod end;
 pub mod exit;
+pub mod fds;
 pub mod host_kind;
 pub mod logger;
 pub mod ports;

@@ -7,6 +7,7 @@ use agent_protocol::Failure;
 use crate::{
     background,
     commands::{bench, run::ImageOrCommand},
+    oci,
     sandbox::BootError,
     session::SessionError,
 };
@@ -31,6 +32,9 @@ pub(crate) fn status_of(error: &anyhow::Error, for_run: bool) -> u8 {
             return signaled(*signal);
         }
         if let Some(status) = background::status_of(cause) {
+            return status;
+        }
+        if let Some(status) = oci::status_of(cause) {
             return status;
         }
         if let Some(bench::Interrupted(signal)) = cause.downcast_ref() {

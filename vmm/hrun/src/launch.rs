@@ -10,12 +10,14 @@ use image::Image;
 
 use crate::{
     agent::Control,
-    container::{Config, Container, VmmIdentity},
+    container::{Config, Container},
     dirs::Dirs,
     exit,
     options::signal,
     parts::Parts,
+    process::ProcessIdentity,
     relay::Output,
+    rootfs::Rootfs,
     sandbox::{Claim, Sandbox, Way},
     session::{self, SessionError, Start},
     signals::Signals,
@@ -104,8 +106,7 @@ impl Launch<'_> {
         let claim = Claim {
             way: self.way,
             class: options.class(),
-            image: &rehearsal,
-            rootfs: options.rootfs,
+            image: (options.rootfs == Rootfs::Host).then_some(&rehearsal),
             parts: self.parts,
             dirs: self.dirs,
             templates: &templates,
@@ -114,7 +115,7 @@ impl Launch<'_> {
             wants_boot: self.console.is_some(),
         };
         let sandbox = Sandbox::claim(&vm, &claim, signals, &mut |vmm| {
-            Ok(container.running(VmmIdentity::of(vmm.pid())?)?)
+            Ok(container.running(ProcessIdentity::of(vmm.pid())?)?)
         })?;
 
         let stdio = stdio(options);

@@ -24,6 +24,7 @@ mod options;
 mod parts;
 mod poll;
 mod pool;
+mod process;
 mod relay;
 mod rootfs;
 mod sandbox;
@@ -41,12 +42,21 @@ mod volumes;
 
 use std::process::ExitCode;
 
+use clap::Parser;
 use cli::Invocation;
+use oci::OciCli;
 use timeline::Timeline;
 
 fn main() -> ExitCode {
     let timeline = Timeline::new();
-    let invocation = match Invocation::parse(std::env::args_os()) {
+    let args: Vec<_> = std::env::args_os().collect();
+    if oci::is_meant(&args) {
+        return match OciCli::try_parse_from(args) {
+            Ok(cli) => ExitCode::from(oci::execute(&cli, timeline)),
+            Err(refused) => refused.exit(),
+        };
+    }
+    let invocation = match Invocation::parse(args.into_iter()) {
         Ok(invocation) => invocation,
         Err(refused) => return refused.print(),
     };

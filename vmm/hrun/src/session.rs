@@ -128,6 +128,48 @@ pub(crate) fn run(
     }
 }
 
+/// Has everything done that comes before a process, and waits until it is; `cid` as in [`Start`].
+pub(crate) fn prepare(
+    vsock: &Path,
+    actions: Vec<Action>,
+    cid: Option<u32>,
+    signals: &mut Signals,
+    timeline: &Timeline,
+) -> Result<(), SessionError> {
+    let steps: Vec<_> = actions.iter().map(step).collect();
+    let last = u32::try_from(actions.len()).expect("there is a handful of actions");
+    let mut progress = Progress {
+        process: ProcessId(u32::MAX),
+        start_request: last.saturating_sub(1),
+        steps,
+        identity: cid.map(Identity::new),
+        status: None,
+        started: &mut || {},
+    };
+    let mut control = Control::open(vsock, actions)?;
+    let mut answered = 0;
+    while answered < last {
+        let mut fds = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(&control, PollFlags::IN),
+        ];
+        poll::wait(&mut fds, None).map_err(SessionError::Wait)?;
+        let came = !fds[1].revents().is_empty();
+        if let Some(signal) = signals.ending() {
+            return Err(SessionError::Interrupted(signal));
+        }
+        if !came {
+            continue;
+        }
+        for event in control.receive()? {
+            let is_answer = matches!(event, Event::Done { .. } | Event::Personalized { .. });
+            progress.handle(event, timeline)?;
+            answered += u32::from(is_answer);
+        }
+    }
+    Ok(())
+}
+
 /// Opens the connections of a process's streams; the agent pairs them with the process.
 fn connect_streams(vsock: &Path, start: &Start) -> Result<Streams, ConnectError> {
     let stream = |stream| {

@@ -231,6 +231,33 @@ fn empty_share(tag: &str) -> ShareConfig {
     }
 }
 
+/// The VM for a bundle of an engine, whose root file system is this directory.
+pub(crate) fn bundle_vm(
+    name: &str,
+    class: Class,
+    root: &Path,
+    volumes: Vec<CollectionEntry>,
+    origin: Origin,
+    cid: u32,
+    places: &Places,
+) -> VmConfig {
+    let root = ShareConfig {
+        source: ShareSource::Directory(root.into()),
+        exclusive: true,
+        ..empty_share(ROOT_TAG)
+    };
+    let volumes = ShareConfig {
+        source: ShareSource::Collection(volumes),
+        ..empty_share(VOLUMES_TAG)
+    };
+    VmConfig {
+        name: name.into(),
+        shares: vec![root, volumes],
+        disks: vec![image_disk(None)],
+        ..vm(class, origin, cid, places)
+    }
+}
+
 /// A context identifier that no other VM of this host is likely to have: of the 2^31 that are
 /// plain addresses, one at random.
 ///
@@ -315,6 +342,17 @@ pub(crate) fn start_actions(
         Action::Personalize(personality(moment)?),
         Action::Create(Box::new(container(ready))),
         Action::Start(Box::new(process(ready, stdio))),
+    ])
+}
+
+/// What the agent has to do for a container whose process is started later.
+pub(crate) fn create_actions(
+    container: &agent_protocol::Container,
+    moment: Moment,
+) -> Result<Vec<Action>, Errno> {
+    Ok(vec![
+        Action::Personalize(personality(moment)?),
+        Action::Create(Box::new(container.clone())),
     ])
 }
 

@@ -84,7 +84,7 @@ pub(crate) fn kill(args: &KillArgs) -> anyhow::Result<()> {
                  killing it"
             );
         }
-        if send(&record.vsock_socket(), number, None)? {
+        if send(&record.vsock_socket(), number, false, None)? {
             return Ok(());
         }
         bail!("Container {} is not running", record.name)
@@ -128,7 +128,7 @@ pub(super) fn stop_one(
         record.set_paused(false)?;
     }
     let mut waiting = containers.waiting(record)?;
-    match send(&record.vsock_socket(), signal, deadline) {
+    match send(&record.vsock_socket(), signal, false, deadline) {
         Ok(_) => {}
         // It has no time left, or nobody is there to be asked.
         Err(_) => return end(containers, record),
@@ -149,7 +149,13 @@ pub(super) fn end(containers: &Containers, record: &Record) -> anyhow::Result<()
     };
     let deadline = Instant::now() + ANSWER_TIMEOUT;
     let asked = !record.is_paused()
-        && send(&record.vsock_socket(), signal::KILL.into(), Some(deadline)).is_ok();
+        && send(
+            &record.vsock_socket(),
+            signal::KILL.into(),
+            false,
+            Some(deadline),
+        )
+        .is_ok();
     if asked && waiting.wait(Some(deadline))?.is_some() {
         return Ok(());
     }
@@ -164,12 +170,18 @@ fn gone(waiting: &mut Waiting, name: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Sends a signal to a container's first process; false if that has ended.
-fn send(vsock: &Path, signal: i32, deadline: Option<Instant>) -> anyhow::Result<bool> {
+/// Sends a signal to a container's first process, or to all of its processes; false if the first has
+/// ended.
+pub(crate) fn send(
+    vsock: &Path,
+    signal: i32,
+    all: bool,
+    deadline: Option<Instant>,
+) -> anyhow::Result<bool> {
     let action = Action::Signal {
         process: translate::PROCESS,
         signal,
-        all: false,
+        all,
     };
     let mut control = Control::open(vsock, vec![action])?;
     loop {

@@ -21,7 +21,6 @@ mod name;
 mod owned;
 mod record;
 mod still;
-mod vmm_process;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -40,7 +39,6 @@ pub(crate) use name::NameError;
 pub(crate) use owned::Container;
 pub(crate) use record::{NewRecord, Record, Status};
 pub(crate) use still::{PauseError, Still};
-pub(crate) use vmm_process::VmmIdentity;
 
 use crate::dirs::Dirs;
 use record::Found;

@@ -12,10 +12,13 @@ use std::{
 };
 
 use super::{
-    Config, ContainerError, LOCK, Record, STORE_LOCK, Status, VmmIdentity, WritableLayer, bury,
-    end, layer::LayerError, life::KILLED, now, open_lock, record::Found, remove_tree,
+    Config, ContainerError, LOCK, Record, STORE_LOCK, Status, WritableLayer, bury, end,
+    layer::LayerError, life::KILLED, now, open_lock, record::Found, remove_tree,
 };
-use crate::log::{Log, LogOptions};
+use crate::{
+    log::{Log, LogOptions},
+    process::ProcessIdentity,
+};
 
 /// A live container, owned by this process.
 #[derive(Debug)]
@@ -153,7 +156,7 @@ impl Container {
     }
 
     /// Writes down that its VM runs.
-    pub(crate) fn running(&mut self, vmm: VmmIdentity) -> Result<(), ContainerError> {
+    pub(crate) fn running(&mut self, vmm: ProcessIdentity) -> Result<(), ContainerError> {
         self.record.started = Some(now());
         self.record.owner = i32::try_from(std::process::id()).ok();
         self.record.status = Status::Running { vmm };

@@ -10,7 +10,8 @@ use std::{
 use image::Instruction;
 use serde::{Deserialize, Serialize};
 
-use super::{Id, vmm_process::VmmIdentity};
+use super::Id;
+use crate::process::ProcessIdentity;
 
 /// Version of the file. A record of another version is left alone.
 const VERSION: u32 = 1;
@@ -60,7 +61,7 @@ pub(crate) enum Status {
     /// Its VM runs.
     Running {
         /// The process of its VM.
-        vmm: VmmIdentity,
+        vmm: ProcessIdentity,
     },
     /// Its command has ended.
     Exited {
@@ -199,7 +200,7 @@ mod tests {
         for status in [
             Status::Created,
             Status::Running {
-                vmm: VmmIdentity {
+                vmm: ProcessIdentity {
                     pid: 9,
                     start_ticks: 8,
                 },

@@ -7,6 +7,7 @@ use std::{
 use rustix::process::Pid;
 
 use super::*;
+use crate::process::ProcessIdentity;
 
 struct Fixture {
     _dir: tempfile::TempDir,
@@ -61,7 +62,7 @@ impl Fixture {
     fn abandoned(&self, auto_remove: bool, vmm: Option<&Child>) -> Record {
         let mut container = self.containers.create(new(auto_remove), None).unwrap();
         if let Some(vmm) = vmm {
-            let identity = VmmIdentity::of(Pid::from_child(vmm)).unwrap();
+            let identity = ProcessIdentity::of(Pid::from_child(vmm)).unwrap();
             container.running(identity).unwrap();
         }
         let dir = self

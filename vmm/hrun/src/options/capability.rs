@@ -50,6 +50,11 @@ const NAMES: [&str; 41] = [
 /// Every capability there is.
 pub(crate) const ALL: u64 = (1 << NAMES.len()) - 1;
 
+/// All names, as the kernel and OCI documents have them.
+pub(crate) fn names() -> Vec<String> {
+    NAMES.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
 /// A capability that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Unknown capability {0:?}: known are ALL, {known}", known = NAMES.join(", "))]

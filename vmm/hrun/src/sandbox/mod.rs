@@ -8,6 +8,7 @@ mod process;
 
 use std::{
     io,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -36,7 +37,6 @@ use crate::{
         PoolClass,
         client::{self, ClaimRefused},
     },
-    rootfs::Rootfs,
     signals::Signals,
     template::{Class, Got, Making, Rehearsal, Template, TemplateError, Templates},
     timeline::{By, Timeline},
@@ -80,11 +80,9 @@ pub(crate) enum Way {
 pub(crate) struct Claim<'a> {
     pub(crate) way: Way,
     pub(crate) class: Class,
-    /// What a template for the container's image is made with.
-    pub(crate) image: &'a Rehearsal,
-    /// Templates for an image have their root file system mounted already, and as the host's
-    /// overlay: no other container can use them.
-    pub(crate) rootfs: Rootfs,
+    /// What a template for the container's image is made with, if it can use one: those have their
+    /// root file system mounted already, and as the host's overlay.
+    pub(crate) image: Option<&'a Rehearsal>,
     pub(crate) parts: &'a Parts,
     /// Where the pool is found.
     pub(crate) dirs: &'a Dirs,
@@ -183,24 +181,23 @@ impl Sandbox {
         match claim.way {
             Way::Boot => claim.timeline.note_way("boot", "asked for"),
             Way::Auto if claim.wants_boot => claim.timeline.note_way("boot", "to show it"),
-            Way::Image if claim.rootfs == Rootfs::Host => {
-                let get = |making: Making<'_>| {
-                    claim.templates.get_or_make_for_image(
+            Way::Template | Way::Image => {
+                let image = claim.image.filter(|_| claim.way == Way::Image);
+                let get = |making: Making<'_>| match image {
+                    Some(image) => claim.templates.get_or_make_for_image(
                         claim.class,
                         claim.parts,
-                        claim.image,
+                        image,
                         making,
-                    )
+                    ),
+                    None => for_any(claim)(making),
                 };
                 return Self::restore(&config, claim, signals, announce, &get, None);
             }
-            Way::Template | Way::Image => {
-                return Self::restore(&config, claim, signals, announce, &for_any(claim), None);
-            }
             Way::Auto | Way::Pool => {
                 // A VM that knows the image is faster than one that is ready.
-                if claim.rootfs == Rootfs::Host
-                    && let Some(sandbox) = Self::knowing_image(&config, claim, announce)?
+                if let Some(image) = claim.image
+                    && let Some(sandbox) = Self::knowing(image, &config, claim, announce)?
                 {
                     return Ok(sandbox);
                 }
@@ -308,13 +305,14 @@ impl Sandbox {
 
     /// A clone of the template for the container's image, out of the pool or restored here, if
     /// there is one that can be used.
-    fn knowing_image(
+    fn knowing(
+        image: &Rehearsal,
         config: &dyn Fn(Origin) -> VmConfig,
         claim: &Claim<'_>,
         announce: Announce<'_>,
     ) -> Result<Option<Self>, ClaimError> {
-        let image = Some(claim.image.image());
-        let template = claim.templates.locate(claim.class, claim.parts, image)?;
+        let known = Some(image.image());
+        let template = claim.templates.locate(claim.class, claim.parts, known)?;
         match claim.templates.is_usable(&template) {
             Ok(true) => {}
             Ok(false) => return Ok(None),
@@ -325,7 +323,7 @@ impl Sandbox {
             }
             Err(error) => return Err(error.into()),
         }
-        if let Some(class) = claim.image.pool_class()
+        if let Some(class) = image.pool_class()
             && let Ok(sandbox) = Self::from_pool(config, claim, class, &template, announce)?
         {
             return Ok(Some(sandbox));
@@ -500,6 +498,13 @@ impl Sandbox {
 
     fn status(&self) -> Result<Status, ClientError> {
         Client::connect(&self.control, CONTROL_TIMEOUT)?.request(Request::Status)
+    }
+}
+
+/// Readable once the VM has ended.
+impl AsFd for Sandbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A property is done, or refused by its name, or harmless to leave out: then there is a warning.
 //! Nothing of the host is changed here, and nothing but the kinds of bind sources is looked at.
-#![allow(dead_code, reason = "no command reads bundles as yet")]
+#![allow(dead_code, reason = "not all of it is used as yet")]
 
 mod bind;
 mod hooks;

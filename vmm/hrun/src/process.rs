@@ -1,4 +1,4 @@
-//! The process of a VM, named so that it can be found again later and nobody else instead.
+//! A process, named so that it can be found again later and nobody else instead.
 
 use std::{fs, io, time::Duration};
 
@@ -15,20 +15,25 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process and when it started: process numbers are used again, this pair is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct VmmIdentity {
+pub(crate) struct ProcessIdentity {
     /// Process number.
     pub(crate) pid: i32,
     /// Field 22 of `/proc/PID/stat` (proc_pid_stat(5)): clock ticks since boot.
     pub(crate) start_ticks: u64,
 }
 
-impl VmmIdentity {
+impl ProcessIdentity {
     /// The identity of a process that is alive (or not yet waited for).
     pub(crate) fn of(pid: Pid) -> io::Result<Self> {
         let pid = pid.as_raw_nonzero().get();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { pid, start_ticks })
+    }
+
+    /// The same for a number that somebody wrote down; none if there is no such process.
+    pub(crate) fn of_number(pid: i32) -> Option<Self> {
+        Self::of(Pid::from_raw(pid)?).ok()
     }
 
     /// Kills the process if it is still there and waits until it is not. Whoever has its number
@@ -50,7 +55,8 @@ impl VmmIdentity {
         }
     }
 
-    fn open(self) -> io::Result<Option<OwnedFd>> {
+    /// A descriptor of the process, if it is still there (or not yet waited for).
+    pub(crate) fn open(self) -> io::Result<Option<OwnedFd>> {
         let Some(pid) = Pid::from_raw(self.pid) else {
             return Ok(None);
         };
@@ -90,7 +96,7 @@ mod tests {
     fn a_process_is_killed_by_its_identity() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = Pid::from_child(&child);
-        let identity = VmmIdentity::of(pid).unwrap();
+        let identity = ProcessIdentity::of(pid).unwrap();
         identity.kill().unwrap();
         let status = child.wait().unwrap();
         assert!(!status.success());
@@ -100,7 +106,7 @@ mod tests {
     #[test]
     fn another_process_with_the_number_is_spared() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
-        let mut identity = VmmIdentity::of(Pid::from_child(&child)).unwrap();
+        let mut identity = ProcessIdentity::of(Pid::from_child(&child)).unwrap();
         identity.start_ticks += 1;
         identity.kill().unwrap();
         assert!(child.try_wait().unwrap().is_none());

@@ -1,0 +1,311 @@
+//! The process that engines take for a container: it lives as long as the container, ends with its
+//! status, and has the container's VM, network namespace and control groups. When it dies, however
+//! it dies, the VM ends as well.
+
+use std::{os::unix::net::UnixListener, sync::Arc};
+
+use agent_protocol::{Action, ExitStatus, Stdio};
+use anyhow::{Context, bail};
+use rustix::{
+    event::{PollFd, PollFlags},
+    process::{chdir, setsid},
+};
+
+use super::{
+    bundle,
+    cli::ShimArgs,
+    console,
+    containers::{Containers, Owned},
+    failure,
+    orders::{self, Answer, Client, Order},
+    plan::Plan,
+    record::{Record, Status},
+    report::{self, Report, Reporter},
+};
+use crate::{
+    dirs::Dirs,
+    exit, launch,
+    options::signal,
+    parts::Parts,
+    poll,
+    process::ProcessIdentity,
+    relay::Output,
+    sandbox::{Claim, Sandbox, Way},
+    session::{self, SessionError, Start},
+    signals::{self, Signals},
+    template::Templates,
+    terminal,
+    timeline::Timeline,
+    translate::{self, Places},
+};
+
+pub(super) fn execute(
+    dirs: &Dirs,
+    containers: &Containers,
+    args: &ShimArgs,
+    timeline: Timeline,
+) -> anyhow::Result<u8> {
+    let (mut reporter, lock) = report::inherited(true).context("Nobody waits for this process")?;
+    let lock = lock.context("The container's lock is missing")?;
+    let result = Shim::enter(dirs, containers, args, lock).and_then(|mut shim| {
+        let result = shim.run(&mut reporter, timeline);
+        let status = result.as_ref().map_or(exit::HRUN_FAILED, |status| *status);
+        shim.owned.record.status = Status::Stopped(status);
+        // Who cannot read it sees that the lock is free.
+        let _ = shim.owned.write();
+        result
+    });
+    match result {
+        Ok(status) => Ok(status),
+        Err(error) => {
+            let (text, status) = failure::describe(&error);
+            // Nobody may be there any more to be told.
+            let _ = reporter.tell(&Report::Failed { text, status });
+            Ok(status)
+        }
+    }
+}
+
+struct Shim<'a> {
+    dirs: &'a Dirs,
+    owned: Owned,
+    plan: Plan,
+    signals: Signals,
+}
+
+/// What comes to a container that waits for its start.
+enum Coming {
+    Start(Client),
+    End(i32),
+}
+
+impl<'a> Shim<'a> {
+    /// Becomes what the engine expects to find: a process of its own session, in the container's
+    /// control groups and network namespace, with its terminal.
+    fn enter(
+        dirs: &'a Dirs,
+        containers: &Containers,
+        args: &ShimArgs,
+        lock: std::fs::File,
+    ) -> anyhow::Result<Self> {
+        if !args.foreground {
+            setsid().context("Failed to make a session")?;
+        }
+        let mut owned = containers.take(&args.id, lock)?;
+        let spec = owned.config()?;
+        let plan = bundle::plan(&spec, &owned.record.bundle, &args.id)?;
+        // First of all: what is charged is charged to the container.
+        owned.record.groups.enter(std::process::id())?;
+        // Nobody else runs in this process yet.
+        bundle::network(&spec).enter()?;
+        if let Some(socket) = &args.console_socket {
+            let size = spec.process().as_ref().and_then(bundle::window_size);
+            console::enter(socket, size.map(console::winsize))?;
+        }
+        let signals = Signals::catch().context("Failed to catch signals")?;
+        chdir("/").context("Failed to leave the directory")?;
+        let own = rustix::process::getpid();
+        owned.record.shim = Some(ProcessIdentity::of(own).context("Failed to look at /proc")?);
+        owned.write()?;
+        Ok(Self {
+            dirs,
+            owned,
+            plan,
+            signals,
+        })
+    }
+
+    /// The container's life.
+    fn run(&mut self, reporter: &mut Reporter, timeline: Timeline) -> anyhow::Result<u8> {
+        let timeline = Arc::new(timeline);
+        reporter
+            .tell(&Report::Entered)
+            .context("Whoever made the container has gone")?;
+        let sandbox = self.claim(&timeline)?;
+        let actions = translate::create_actions(&self.plan.container, sandbox.moment())
+            .context("Failed to read random numbers for the guest")?;
+        let cid = Some(sandbox.cid());
+        session::prepare(sandbox.vsock(), actions, cid, &mut self.signals, &timeline)?;
+        let socket = self.owned.record.orders_socket();
+        let listener = UnixListener::bind(&socket)
+            .with_context(|| format!("Failed to listen on {}", socket.display()))?;
+        self.owned.record.status = Status::Created;
+        self.owned.write()?;
+        // Otherwise nobody would ever start it, or know of it.
+        reporter
+            .tell(&Report::Done)
+            .context("Whoever made the container has gone")?;
+        let status = match self.wait(&listener, &sandbox)? {
+            Coming::End(signal) => ended_by(signal),
+            Coming::Start(client) => {
+                // Who comes too late is told so by the record.
+                drop(listener);
+                self.start(&sandbox, client, &timeline)?
+            }
+        };
+        self.owned.record.status = Status::Stopped(status);
+        self.owned.write()?;
+        // The engine unmounts the root file system next: the VM must have let go of it.
+        drop(sandbox);
+        Ok(status)
+    }
+
+    fn claim(&mut self, timeline: &Arc<Timeline>) -> anyhow::Result<Sandbox> {
+        let parts = Parts::find()?;
+        let templates = Templates::open(self.dirs)?;
+        let record = &self.owned.record;
+        let places = Places {
+            control: record.control_socket(),
+            vsock: record.vsock_socket(),
+            console: None,
+            profile: None,
+        };
+        let plan = &self.plan;
+        let name = record.id.clone();
+        let vm = |origin, cid| {
+            let root = &plan.root;
+            let volumes = plan.volumes.clone();
+            translate::bundle_vm(&name, plan.class, root, volumes, origin, cid, &places)
+        };
+        vm(translate::boot(&parts), translate::FIRST_CID).validate()?;
+        let claim = Claim {
+            way: way()?,
+            class: plan.class,
+            image: None,
+            parts: &parts,
+            dirs: self.dirs,
+            templates: &templates,
+            timeline,
+            timeout: launch::boot_timeout()?,
+            wants_boot: false,
+        };
+        let owned = &mut self.owned;
+        let sandbox = Sandbox::claim(&vm, &claim, &mut self.signals, &mut |vmm| {
+            owned.record.vmm = Some(ProcessIdentity::of(vmm.pid())?);
+            Ok(owned.write()?)
+        })?;
+        Ok(sandbox)
+    }
+
+    /// Waits until somebody has the program started, or the container ended.
+    fn wait(&mut self, listener: &UnixListener, sandbox: &Sandbox) -> anyhow::Result<Coming> {
+        loop {
+            let mut fds = [
+                PollFd::new(listener, PollFlags::IN),
+                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::new(sandbox, PollFlags::IN),
+            ];
+            poll::wait(&mut fds, None).context("Failed to wait for the start")?;
+            let [asked, _, ended] = fds.map(|fd| !fd.revents().is_empty());
+            while let Some(signal) = self.signals.next() {
+                if signals::is_ending(signal) {
+                    return Ok(Coming::End(signal));
+                }
+            }
+            if ended {
+                if was_killed(&self.owned.record) {
+                    return Ok(Coming::End(signal::KILL.into()));
+                }
+                bail!("The container's VM ended before it was started");
+            }
+            if !asked {
+                continue;
+            }
+            match orders::take(listener).context("Failed to take an order")? {
+                None => {}
+                Some((Order::Start, client)) => return Ok(Coming::Start(client)),
+                Some((Order::End(signal), client)) => {
+                    client.answer(&Answer::Done);
+                    return Ok(Coming::End(signal));
+                }
+            }
+        }
+    }
+
+    /// Starts the program and stays with it until its end.
+    fn start(
+        &mut self,
+        sandbox: &Sandbox,
+        client: Client,
+        timeline: &Arc<Timeline>,
+    ) -> anyhow::Result<u8> {
+        let mut process = self.plan.process.clone();
+        let has_terminal = matches!(process.stdio, Stdio::Terminal(_));
+        if has_terminal {
+            process.stdio = Stdio::Terminal(terminal::window_size());
+        }
+        let start = Start {
+            process: process.id,
+            cid: None,
+            stdio: process.stdio,
+            input: true,
+            output: Output::Stdio,
+            proxy_signals: true,
+            actions: vec![Action::Start(Box::new(process))],
+        };
+        let mut client = Some(client);
+        let owned = &mut self.owned;
+        let mut started = || {
+            owned.record.status = Status::Running;
+            let answer = match owned.write() {
+                Ok(()) => Answer::Done,
+                Err(error) => failed(&error.into()),
+            };
+            if let Some(client) = client.take() {
+                client.answer(&answer);
+            }
+        };
+        let outcome = session::run(
+            sandbox.vsock(),
+            start,
+            &mut self.signals,
+            timeline,
+            &mut started,
+        );
+        match outcome {
+            Ok((_, status)) => Ok(status.code()),
+            Err(SessionError::Connect(_) | SessionError::Control(_))
+                if was_killed(&self.owned.record) =>
+            {
+                Ok(ended_by(signal::KILL.into()))
+            }
+            Err(error) => {
+                let error = anyhow::Error::new(error);
+                match client {
+                    // Whoever asked for the start is told, and the container has ended.
+                    Some(client) => {
+                        client.answer(&failed(&error));
+                        Ok(exit::status_of(&error, true))
+                    }
+                    None => Err(error),
+                }
+            }
+        }
+    }
+}
+
+fn failed(error: &anyhow::Error) -> Answer {
+    let (text, status) = failure::describe(error);
+    Answer::Failed { text, status }
+}
+
+/// Whether somebody ended the VM in the place of a signal that ends every process.
+fn was_killed(record: &Record) -> bool {
+    record.killed_mark().exists()
+}
+
+fn ended_by(signal: i32) -> u8 {
+    u8::try_from(signal).map_or(exit::HRUN_FAILED, |signal| {
+        ExitStatus::Signaled(signal).code()
+    })
+}
+
+/// How VMs start: by the environment, as engines know no option for it.
+fn way() -> anyhow::Result<Way> {
+    use clap::ValueEnum;
+    match std::env::var("HRUN_START") {
+        Err(_) => Ok(Way::default()),
+        Ok(text) => Way::from_str(&text, false)
+            .map_err(|_| anyhow::anyhow!("HRUN_START is {text:?}, which is no way to start a VM")),
+    }
+}
