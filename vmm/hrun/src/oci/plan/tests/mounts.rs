@@ -114,7 +114,7 @@ fn owners_are_not_mapped() {
 #[test]
 fn file_systems_of_the_kernel_are_new_ones() {
     let tmpfs = one(
-        json!({"destination": "/run", "type": "tmpfs", "source": "mine",
+        &json!({"destination": "/run", "type": "tmpfs", "source": "mine",
         "options": ["rw", "rprivate", "nosuid", "noexec", "size=1m", "tmpcopyup", "noswap"]}),
     );
     assert_eq!(
@@ -147,7 +147,7 @@ fn file_systems_of_the_kernel_are_new_ones() {
 fn the_usual_mounts_are_changed_where_they_are() {
     let shm = |options: Value| {
         one(
-            json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": options}),
+            &json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": options}),
         )
     };
     assert_eq!(
