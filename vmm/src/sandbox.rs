@@ -11,15 +11,19 @@
 //! Whatever is mounted here vanishes with the process, however it ends.
 
 use std::{
+    ffi::OsStr,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt,
+    },
     path::{Component, Path, PathBuf},
 };
 
 use rustix::{
     fs::{
         CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, ftruncate, mkdirat, openat,
-        openat2,
+        openat2, readlink,
     },
     io::Errno,
     mount::{
@@ -109,7 +113,9 @@ fn assemble(
     shares: &[ShareConfig],
 ) -> Result<(), SandboxError> {
     // Sources first: the new root may hide them.
-    let own = PathBuf::from(format!("/proc/{}", std::process::id()));
+    // Not by our number: that is another one in /proc if our PID namespace is not its own.
+    let own = readlink("/proc/self", Vec::new()).map_err(step("find itself in /proc"))?;
+    let own = Path::new("/proc").join(OsStr::from_bytes(own.as_bytes()));
     let kept = [(Path::new("/proc/self"), own.as_path())]
         .into_iter()
         .chain(sockets.iter().map(|path| (*path, *path)))

@@ -2,7 +2,7 @@
 //! what `hrun run` does in the foreground and the process of the background does for `hrun run -d`
 //! and `hrun start`.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
 
 use agent_protocol::{ExitStatus, Stdio};
 use anyhow::{Context, anyhow};
@@ -115,7 +115,7 @@ impl Launch<'_> {
             wants_boot: self.console.is_some(),
         };
         let sandbox = Sandbox::claim(&vm, &claim, signals, &mut |vmm| {
-            Ok(container.running(ProcessIdentity::of(vmm.pid())?)?)
+            Ok(container.running(ProcessIdentity::of_fd(vmm.as_fd())?)?)
         })?;
 
         let stdio = stdio(options);

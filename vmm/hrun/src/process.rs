@@ -4,7 +4,7 @@ use std::{fs, io, time::Duration};
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fd::OwnedFd,
+    fd::{AsRawFd, BorrowedFd, OwnedFd},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
@@ -29,6 +29,27 @@ impl ProcessIdentity {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let start_ticks = start_ticks(&stat).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { pid, start_ticks })
+    }
+
+    /// Our own.
+    pub(crate) fn own() -> io::Result<Self> {
+        // Not by our number: that is another one in /proc if our PID namespace is not its own.
+        let own = fs::read_link("/proc/self")?;
+        let number = own.to_str().and_then(|pid| pid.parse().ok());
+        number
+            .and_then(Self::of_number)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// That of a process by its descriptor, likewise.
+    pub(crate) fn of_fd(pidfd: BorrowedFd<'_>) -> io::Result<Self> {
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+        let number = info
+            .lines()
+            .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok());
+        number
+            .and_then(Self::of_number)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// The same for a number that somebody wrote down; none if there is no such process.
@@ -81,7 +102,7 @@ fn start_ticks(stat: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{os::fd::AsFd, process::Command};
 
     use super::*;
 
@@ -97,6 +118,9 @@ mod tests {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let pid = Pid::from_child(&child);
         let identity = ProcessIdentity::of(pid).unwrap();
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+        assert_eq!(ProcessIdentity::of_fd(pidfd.as_fd()).unwrap(), identity);
+        assert_ne!(ProcessIdentity::own().unwrap(), identity);
         identity.kill().unwrap();
         let status = child.wait().unwrap();
         assert!(!status.success());

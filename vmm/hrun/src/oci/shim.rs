@@ -2,7 +2,10 @@
 //! status, and has the container's VM, network namespace and control groups. When it dies, however
 //! it dies, the VM ends as well.
 
-use std::{os::unix::net::UnixListener, sync::Arc};
+use std::{
+    os::{fd::AsFd, unix::net::UnixListener},
+    sync::Arc,
+};
 
 use agent_protocol::{Action, ExitStatus, Stdio};
 use anyhow::{Context, bail};
@@ -104,8 +107,7 @@ impl<'a> Shim<'a> {
         }
         let signals = Signals::catch().context("Failed to catch signals")?;
         chdir("/").context("Failed to leave the directory")?;
-        let own = rustix::process::getpid();
-        owned.record.shim = Some(ProcessIdentity::of(own).context("Failed to look at /proc")?);
+        owned.record.shim = Some(ProcessIdentity::own().context("Failed to look at /proc")?);
         owned.write()?;
         Ok(Self {
             dirs,
@@ -181,7 +183,7 @@ impl<'a> Shim<'a> {
         };
         let owned = &mut self.owned;
         let sandbox = Sandbox::claim(&vm, &claim, &mut self.signals, &mut |vmm| {
-            owned.record.vmm = Some(ProcessIdentity::of(vmm.pid())?);
+            owned.record.vmm = Some(ProcessIdentity::of_fd(vmm.as_fd())?);
             Ok(owned.write()?)
         })?;
         Ok(sandbox)

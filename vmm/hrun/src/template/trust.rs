@@ -52,12 +52,14 @@ pub(super) fn establish(state: &Path, template: &Template) -> Result<(), Templat
     }
     let snapshot = snapshot::read(&template.dir)?;
     snapshot::verify_memory(&template.dir, &snapshot)?;
-    let new = path.with_extension(format!("{}.new", std::process::id()));
-    serde_json::to_vec(&now)
-        .map_err(io::Error::from)
-        .and_then(|json| fs::write(&new, json))
-        .and_then(|()| fs::rename(&new, &path))
-        .map_err(failed("write", &path))
+    let write = || {
+        let dir = path.parent().ok_or(io::ErrorKind::InvalidFilename)?;
+        let mut new = tempfile::NamedTempFile::new_in(dir)?;
+        serde_json::to_writer(&mut new, &now)?;
+        new.persist(&path)?;
+        Ok(())
+    };
+    write().map_err(failed("write", &path))
 }
 
 /// Forgets that a template was checked.
