@@ -31,6 +31,7 @@ KERNEL_PACKAGES := bc bison flex gcc libc6-dev libelf-dev make patch perl xz-uti
 BUILD_PACKAGES := $(KERNEL_PACKAGES) cpio
 DEMO_PACKAGES := busybox-static umoci
 TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry erofs-utils g++ mmdebstrap openssl skopeo
+ENGINE_PACKAGES := $(TEST_PACKAGES) bsdutils conmon containerd docker.io podman runc util-linux
 BENCH_PACKAGES := $(DEMO_PACKAGES) crun runc
 BENCH_BOOT_PACKAGES := qemu-system-x86
 
@@ -116,6 +117,13 @@ test: deps-test build images ## Run all tests, end-to-end tests in real VMs incl
 .PHONY: e2e
 e2e: deps-test build images ## Run the end-to-end tests alone; ARGS=name picks some
 	HRUN_E2E=require $(CARGO) test --locked -p tests --test e2e -- $(ARGS)
+
+.PHONY: test-engines
+test-engines: build images ## Run podman, docker and containerd with hrun as their runtime
+	@$(call install_packages,$(ENGINE_PACKAGES))
+	$(CARGO) test --locked -p tests --test engines --no-run
+	HRUN_ENGINES=require $(AS_ROOT) unshare --mount --net --propagation private -- \
+		$(CARGO) test --locked -p tests --test engines -- $(ARGS)
 
 .PHONY: lint
 lint: ## Check formatting and lints

@@ -1,0 +1,372 @@
+//! The engines, each started for itself with its state in a directory of its own.
+
+use std::{
+    ffi::OsString,
+    fmt, fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use tests::Built;
+
+use crate::{
+    Column,
+    command::{self, Done},
+    ctr, docker_like,
+};
+
+/// How long a daemon may take to answer, and to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The image that all of them run.
+pub(crate) const IMAGE: &str = "localhost/busybox:latest";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Podman,
+    Docker,
+    Ctr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Runtime {
+    Hrun,
+    /// runc: crun 1.8 refuses hybrid control groups.
+    Usual,
+}
+
+impl fmt::Display for Column {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Kind::Podman => "podman",
+            Kind::Docker => "docker",
+            Kind::Ctr => "ctr",
+        };
+        let runtime = match self.runtime {
+            Runtime::Hrun => "hrun",
+            Runtime::Usual => "runc",
+        };
+        write!(f, "{kind} {runtime}")
+    }
+}
+
+/// Something that an engine can do.
+pub(crate) struct Feature {
+    pub(crate) name: &'static str,
+    pub(crate) check: fn(&Engine) -> Result<()>,
+}
+
+/// A running engine. Dropping it ends its daemons.
+pub(crate) struct Engine {
+    pub(crate) kind: Kind,
+    pub(crate) runtime: Runtime,
+    hrun: PathBuf,
+    dir: tempfile::TempDir,
+    daemons: Vec<Child>,
+}
+
+impl Engine {
+    pub(crate) fn start(kind: Kind, runtime: Runtime, built: &Built) -> Result<Self> {
+        // Short: names of sockets have 108 bytes.
+        let dir = tempfile::Builder::new().prefix("he").tempdir()?;
+        let mut engine = Self {
+            kind,
+            runtime,
+            hrun: built.hrun(),
+            dir,
+            daemons: Vec::new(),
+        };
+        fs::create_dir(engine.path("docker"))?;
+        fs::write(engine.path("docker/config.json"), "{}")?;
+        match kind {
+            Kind::Podman => engine.configure_podman()?,
+            Kind::Docker => {
+                engine.start_containerd()?;
+                engine.start_dockerd()?;
+            }
+            Kind::Ctr => engine.start_containerd()?,
+        }
+        engine.load(&built.image("busybox/busybox"))?;
+        Ok(engine)
+    }
+
+    pub(crate) fn features(&self) -> Vec<Feature> {
+        match self.kind {
+            Kind::Podman | Kind::Docker => docker_like::features(self.kind),
+            Kind::Ctr => ctr::features(),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).display().to_string()
+    }
+
+    pub(crate) fn program(&self) -> String {
+        match self.runtime {
+            Runtime::Hrun => self.hrun.display().to_string(),
+            Runtime::Usual => "/usr/sbin/runc".into(),
+        }
+    }
+
+    pub(crate) fn is_hrun(&self) -> bool {
+        self.runtime == Runtime::Hrun
+    }
+
+    /// What goes before the engine's own arguments.
+    fn words(&self) -> Vec<String> {
+        match self.kind {
+            Kind::Podman => [
+                "--root",
+                &self.text("root"),
+                "--runroot",
+                &self.text("run"),
+                "--tmpdir",
+                &self.text("tmp"),
+                "--cgroup-manager",
+                "cgroupfs",
+                "--events-backend",
+                "file",
+            ]
+            .map(String::from)
+            .to_vec(),
+            Kind::Docker => vec!["--host".into(), format!("unix://{}", self.text("d.sock"))],
+            Kind::Ctr => vec!["--address".into(), self.text("c.sock")],
+        }
+    }
+
+    fn env(&self) -> Vec<(&'static str, OsString)> {
+        vec![
+            ("HRUN_STORE", self.path("store").into()),
+            ("HRUN_STATE", self.path("state").into()),
+            ("HRUN_BOOT_TIMEOUT", "250".into()),
+            ("CONTAINERS_CONF", self.path("containers.conf").into()),
+            ("CONTAINERS_STORAGE_CONF", self.path("storage.conf").into()),
+            ("DOCKER_CONFIG", self.path("docker").into()),
+            ("DOCKER_BUILDKIT", "0".into()),
+        ]
+    }
+
+    fn client(&self) -> &'static str {
+        match self.kind {
+            Kind::Podman => "podman",
+            Kind::Docker => "docker",
+            Kind::Ctr => "ctr",
+        }
+    }
+
+    /// Runs the engine's client.
+    pub(crate) fn run(&self, args: &[&str]) -> Result<Done> {
+        self.run_with(args, "")
+    }
+
+    pub(crate) fn run_with(&self, args: &[&str], input: &str) -> Result<Done> {
+        let words = self.words();
+        let words = words.iter().map(String::as_str).chain(args.iter().copied());
+        command::run(self.client(), words, &self.env(), input)
+    }
+
+    /// Runs it at a terminal, which takes both outputs.
+    pub(crate) fn run_at_terminal(&self, args: &[&str]) -> Result<Done> {
+        let words = self.words();
+        let all = [self.client()].into_iter();
+        let all = all
+            .chain(words.iter().map(String::as_str))
+            .chain(args.iter().copied());
+        let quoted: Vec<_> = all
+            .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
+            .collect();
+        let line = quoted.join(" ");
+        command::run("script", ["-qec", &line, "/dev/null"], &self.env(), "")
+    }
+
+    /// For `ctr run`: which runtime.
+    pub(crate) fn ctr_run<'a>(&self, options: &[&'a str], words: &[&'a str]) -> Result<Done> {
+        let program = self.program();
+        let mut args = vec!["run", "--runc-binary", &program];
+        args.extend(options);
+        args.push(IMAGE);
+        args.extend(words);
+        self.run(&args)
+    }
+
+    /// Removes containers that a feature left.
+    pub(crate) fn clear(&self) {
+        // Whatever is left now is seen by the next feature.
+        let _ = match self.kind {
+            Kind::Podman => self.run(&["rm", "--all", "--force", "--time", "0"]),
+            Kind::Docker => self.run(&["ps", "-aq"]).and_then(|ids| {
+                let mut args = vec!["rm", "--force"];
+                args.extend(ids.stdout.split_whitespace());
+                if args.len() > 2 {
+                    self.run(&args)
+                } else {
+                    Ok(ids)
+                }
+            }),
+            Kind::Ctr => ctr::clear(self),
+        };
+    }
+
+    fn configure_podman(&self) -> Result<()> {
+        let conf = format!(
+            "[containers]\n\
+             # This machine does not let limits be raised.\n\
+             default_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n\
+             [engine]\nruntime = \"it\"\n[engine.runtimes]\nit = [{:?}]\n",
+            self.program()
+        );
+        fs::write(self.path("containers.conf"), conf)?;
+        let storage = format!(
+            "[storage]\ndriver = \"overlay\"\nrunroot = {:?}\ngraphroot = {:?}\n",
+            self.text("run"),
+            self.text("root")
+        );
+        fs::write(self.path("storage.conf"), storage)?;
+        Ok(())
+    }
+
+    fn start_containerd(&mut self) -> Result<()> {
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.snapshotter.v1.btrfs\", \
+             \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.devmapper\", \
+             \"io.containerd.snapshotter.v1.aufs\"]\n[grpc]\naddress = {:?}\n",
+            self.text("croot"),
+            self.text("cstate"),
+            self.text("c.sock")
+        );
+        fs::write(self.path("containerd.toml"), config)?;
+        let config = self.text("containerd.toml");
+        self.daemon("containerd", &["--config", &config])?;
+        let socket = self.text("c.sock");
+        self.answers("ctr", &["--address", &socket, "version"])
+    }
+
+    fn start_dockerd(&mut self) -> Result<()> {
+        let program = self.program();
+        let host = format!("unix://{}", self.text("d.sock"));
+        let runtime = format!("it={program}");
+        let (root, exec, pid, containerd) = (
+            self.text("droot"),
+            self.text("dexec"),
+            self.text("d.pid"),
+            self.text("c.sock"),
+        );
+        let args = [
+            "--data-root",
+            &root,
+            "--exec-root",
+            &exec,
+            "--pidfile",
+            &pid,
+            "--host",
+            &host,
+            "--containerd",
+            &containerd,
+            "--iptables=false",
+            "--ip6tables=false",
+            "--bridge=none",
+            "--add-runtime",
+            &runtime,
+            "--default-runtime",
+            "it",
+            "--storage-driver",
+            "overlay2",
+        ];
+        self.daemon("dockerd", &args)?;
+        self.answers("docker", &["--host", &host, "version"])
+    }
+
+    fn daemon(&mut self, program: &str, args: &[&str]) -> Result<()> {
+        let log = fs::File::create(self.path(&format!("{program}.log")))?;
+        let child = Command::new(program)
+            .args(args)
+            .envs(self.env())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("Failed to start {program}"))?;
+        self.daemons.push(child);
+        Ok(())
+    }
+
+    fn answers(&self, client: &str, args: &[&str]) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if command::run(client, args, &self.env(), "")?.code == 0 {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(200));
+        }
+        bail!("it does not answer: see {}", self.dir.path().display());
+    }
+
+    /// Gives it the image.
+    fn load(&self, layout: &Path) -> Result<()> {
+        let layout = layout.display().to_string();
+        match self.kind {
+            Kind::Podman => {
+                let loaded = self
+                    .run(&["pull", "--quiet", &format!("oci:{layout}")])?
+                    .exits(0)?;
+                self.run(&["tag", loaded.stdout.trim(), IMAGE])?.exits(0)?;
+            }
+            Kind::Docker => {
+                let archive = self.text("docker.tar");
+                let to = format!("docker-archive:{archive}:{IMAGE}");
+                let words = ["copy", "--quiet", &format!("oci:{layout}"), &to];
+                command::run("skopeo", words, &[], "")?.exits(0)?;
+                self.run(&["load", "--quiet", "--input", &archive])?
+                    .exits(0)?;
+            }
+            Kind::Ctr => {
+                let archive = self.text("oci.tar");
+                let words = ["--create", "--file", &archive, "--directory", &layout, "."];
+                command::run("tar", words, &[], "")?.exits(0)?;
+                let base = IMAGE.trim_end_matches(":latest");
+                let words = ["images", "import", "--base-name", base, &archive];
+                self.run(&words)?.exits(0)?;
+                let images = self.run(&["images", "ls", "--quiet"])?.exits(0)?;
+                ensure!(images.stdout.contains(IMAGE), "{}", images.describe());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.clear();
+        while let Some(mut daemon) = self.daemons.pop() {
+            if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+            let deadline = Instant::now() + PATIENCE;
+            while Instant::now() < deadline && matches!(daemon.try_wait(), Ok(None)) {
+                thread::sleep(Duration::from_millis(50));
+            }
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+        // What engines have mounted there goes with our mount namespace, and must not be emptied.
+        for line in fs::read_to_string("/proc/self/mounts")
+            .unwrap_or_default()
+            .lines()
+            .rev()
+        {
+            let at = line.split(' ').nth(1).unwrap_or_default();
+            if Path::new(at).starts_with(self.dir.path()) {
+                let _ = command::run("umount", ["--lazy", at], &[], "");
+            }
+        }
+    }
+}
