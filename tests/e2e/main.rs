@@ -16,6 +16,7 @@ mod exec;
 mod hostile;
 mod image;
 mod life;
+mod oci;
 mod pool;
 mod pull;
 mod push;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         signals::tests(),
         exec::tests(),
         life::tests(),
+        oci::tests(),
         terminal::tests(),
         volumes::tests(),
         hostile::tests(),

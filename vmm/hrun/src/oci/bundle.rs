@@ -4,13 +4,16 @@
 use std::{
     fs,
     io::{self, Read},
-    os::unix::fs::MetadataExt,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use agent_protocol::WindowSize;
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags, open, openat2},
+    io::Errno,
+};
 
 use super::{
     network::Network,
@@ -114,27 +117,23 @@ impl Bundle {
         let (Some(root), Some(process)) = (self.root(), self.spec.process()) else {
             return Ok(());
         };
-        let mounts = self.spec.mounts().iter().flatten();
-        let mut others = mounts.filter(|mount| {
-            let kind = mount.typ().as_deref().unwrap_or("bind");
-            let source = mount.source().as_deref();
-            !WITHOUT_PROGRAMS.contains(&kind) && !source.is_some_and(Path::is_file)
-        });
         let Some(program) = process.args().iter().flatten().next() else {
             return Ok(());
         };
-        let at_mount = |path: &Path| {
-            let mounts = self.spec.mounts().iter().flatten();
-            mounts
-                .into_iter()
-                .any(|mount| path.starts_with(mount.destination()))
+        let mounts = self.spec.mounts().iter().flatten();
+        let brings_programs = |mount: &&Mount| {
+            let kind = mount.typ().as_deref().unwrap_or("bind");
+            !WITHOUT_PROGRAMS.contains(&kind)
         };
-        if others.next().is_some() || program.is_empty() || at_mount(Path::new(program)) {
+        let mounts: Vec<_> = mounts
+            .filter(brings_programs)
+            .map(|mount| mount.destination().as_path())
+            .collect();
+        if program.is_empty() {
             return Ok(());
         }
         if program.contains('/') {
-            let path = process.cwd().join(program);
-            return match look(&root, &path) {
+            return match look(&root, &process.cwd().join(program), &mounts) {
                 Look::Program | Look::Unclear => Ok(()),
                 Look::NotExecutable => Err(BundleError::NotExecutable(program.clone())),
                 Look::Nothing => Err(BundleError::NoProgram(program.clone())),
@@ -146,7 +145,7 @@ impl Bundle {
             .next_back();
         let mut unusable = false;
         for dir in path.unwrap_or_default().split(':') {
-            match look(&root, &process.cwd().join(dir).join(program)) {
+            match look(&root, &process.cwd().join(dir).join(program), &mounts) {
                 Look::Program | Look::Unclear => return Ok(()),
                 Look::NotExecutable => unusable = true,
                 Look::Nothing => {}
@@ -167,17 +166,62 @@ enum Look {
     Unclear,
 }
 
-/// Looks at a path of the container, following its links inside its root.
-fn look(root: &Path, path: &Path) -> Look {
-    let path_only = OFlags::PATH | OFlags::CLOEXEC;
-    let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let found = open(root, path_only | OFlags::DIRECTORY, Mode::empty())
-        .and_then(|root| openat2(&root, path, path_only, Mode::empty(), within));
-    match found.map(fs::File::from).map(|file| file.metadata()) {
-        Ok(Ok(file)) if file.is_file() && file.mode() & 0o111 != 0 => Look::Program,
-        Ok(Ok(_)) => Look::NotExecutable,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Look::Nothing,
-        _ => Look::Unclear,
+/// Looks at a path of the container, following its links inside its root. What is, or may be, in one
+/// of these mounts is not known.
+fn look(root: &Path, path: &Path, mounts: &[&Path]) -> Look {
+    let Ok(dir) = open(
+        root,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) else {
+        return Look::Unclear;
+    };
+    let find = |path: &Path, flags: OFlags| {
+        let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = flags | OFlags::PATH | OFlags::CLOEXEC;
+        openat2(&dir, path, flags, Mode::empty(), within).map(fs::File::from)
+    };
+    let place = |file: &fs::File| fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok();
+    let top = find(Path::new("/"), OFlags::empty())
+        .ok()
+        .and_then(|top| place(&top));
+    let is_mounted = |file: &fs::File| {
+        let inside = place(file).and_then(|place| {
+            let below = place.strip_prefix(top.as_ref()?).ok()?.to_owned();
+            Some(Path::new("/").join(below))
+        });
+        inside.is_none_or(|inside| mounts.iter().any(|mount| inside.starts_with(mount)))
+    };
+    if mounts.iter().any(|mount| path.starts_with(mount)) {
+        return Look::Unclear;
+    }
+    match find(path, OFlags::empty()) {
+        Ok(file) if is_mounted(&file) => return Look::Unclear,
+        Ok(file) => {
+            return match file.metadata() {
+                Ok(file) if file.is_file() && file.mode() & 0o111 != 0 => Look::Program,
+                Ok(_) => Look::NotExecutable,
+                Err(_) => Look::Unclear,
+            };
+        }
+        Err(Errno::NOENT | Errno::NOTDIR) => {}
+        Err(_) => return Look::Unclear,
+    }
+    // It is missing; what of the way to it is there must not lead into a mount.
+    let mut way: Vec<_> = path.ancestors().skip(1).collect();
+    way.reverse();
+    for part in way {
+        match find(part, OFlags::empty()) {
+            Ok(file) if is_mounted(&file) => return Look::Unclear,
+            Ok(_) => {}
+            // A link that leads nowhere may lead into a mount.
+            Err(_) if find(part, OFlags::NOFOLLOW).is_ok() => return Look::Unclear,
+            Err(_) => return Look::Nothing,
+        }
+    }
+    match find(path, OFlags::NOFOLLOW) {
+        Ok(_) if !mounts.is_empty() => Look::Unclear,
+        _ => Look::Nothing,
     }
 }
 
@@ -272,13 +316,32 @@ mod tests {
 
     #[test]
     fn what_mounts_may_bring_is_left_to_the_guest() {
-        let (_dir, bundle) = bundle(|json| {
-            json["process"]["args"][0] = "none".into();
-            json["mounts"] = serde_json::json!([
-                {"destination": "/opt", "type": "bind", "source": "/usr"},
-            ]);
-        });
-        bundle.check_program().unwrap();
+        let check = |program: &str, path: &str| {
+            let (dir, bundle) = bundle(|json| {
+                json["process"]["args"][0] = program.into();
+                json["process"]["env"][0] = format!("PATH={path}").into();
+                json["mounts"] = serde_json::json!([
+                    {"destination": "/data", "type": "bind", "source": "/usr"},
+                    {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs"},
+                ]);
+            });
+            symlink("/data/bin", dir.path().join("rootfs/local")).unwrap();
+            bundle.check_program()
+        };
+        check("none", "/data/bin").unwrap();
+        check("none", "/usr/bin:/local").unwrap();
+        check("/local/none", "").unwrap();
+        check("/data/x", "").unwrap();
+        for path in ["/usr/bin", "/none/bin", "/tmp"] {
+            assert!(
+                matches!(check("none", path), Err(BundleError::NotInPath(_))),
+                "{path}"
+            );
+        }
+        assert!(matches!(
+            check("/usr/bin/none", ""),
+            Err(BundleError::NoProgram(_))
+        ));
     }
 
     #[test]

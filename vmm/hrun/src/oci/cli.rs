@@ -427,7 +427,7 @@ fn names_a_container(words: &[&OsStr]) -> bool {
     let names = words.iter().filter_map(|word| word.to_str());
     names
         .filter(|word| !word.starts_with('-'))
-        .take(3)
+        .take(8)
         .any(|word| containers.has(word))
 }
 

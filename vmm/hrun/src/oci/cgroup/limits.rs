@@ -15,9 +15,7 @@ type Setting = (String, String);
 /// Files to be written in this group, in this order.
 pub(super) fn of(group: &Group, resources: &LinuxResources, overhead: u64) -> Vec<Setting> {
     let mut settings = Vec::new();
-    let has = |controller: &str| {
-        group.version2 || group.controllers.iter().any(|name| name == controller)
-    };
+    let has = |controller: &str| group.has(controller);
     if let Some(memory) = resources.memory().filter(|_| has("memory")) {
         settings.extend(memory_of(group, &memory, overhead));
     }
@@ -192,18 +190,29 @@ mod tests {
                 "memory.soft_limit_in_bytes=500"
             ]
         );
-        let new = lines(&group(true, &[]), json);
+        let new = lines(
+            &group(true, &["cpu", "cpuset", "io", "memory", "pids"]),
+            json,
+        );
         assert_eq!(
             new,
             ["memory.max=1100", "memory.low=500", "memory.swap.max=2000"]
         );
         let unlimited = r#"{"memory":{"limit":-1}}"#;
-        assert_eq!(lines(&group(true, &[]), unlimited), ["memory.max=max"]);
+        assert_eq!(
+            lines(
+                &group(true, &["cpu", "cpuset", "io", "memory", "pids"]),
+                unlimited
+            ),
+            ["memory.max=max"]
+        );
         assert_eq!(
             lines(&group(false, &["memory"]), unlimited),
             ["memory.limit_in_bytes=-1"]
         );
-        assert!(lines(&group(false, &["cpu"]), json).is_empty());
+        for version2 in [false, true] {
+            assert!(lines(&group(version2, &["cpu"]), json).is_empty());
+        }
     }
 
     #[test]
@@ -219,12 +228,18 @@ mod tests {
             ]
         );
         assert_eq!(lines(&group(false, &["cpuset"]), json), ["cpuset.cpus=0-1"]);
-        let new = lines(&group(true, &[]), json);
+        let new = lines(
+            &group(true, &["cpu", "cpuset", "io", "memory", "pids"]),
+            json,
+        );
         assert_eq!(
             new,
             ["cpu.weight=39", "cpu.max=50000 100000", "cpuset.cpus=0-1"]
         );
-        let free = lines(&group(true, &[]), r#"{"cpu":{"quota":-1}}"#);
+        let free = lines(
+            &group(true, &["cpu", "cpuset", "io", "memory", "pids"]),
+            r#"{"cpu":{"quota":-1}}"#,
+        );
         assert_eq!(free, ["cpu.max=max 100000"]);
         assert_eq!((cpu_weight(2), cpu_weight(262_144)), (1, 10_000));
         assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
@@ -237,13 +252,25 @@ mod tests {
             lines(&group(false, &["blkio"]), json),
             ["blkio.throttle.read_bps_device=8:0 5"]
         );
-        assert_eq!(lines(&group(true, &[]), json), ["io.max=8:0 rbps=5"]);
+        assert_eq!(
+            lines(
+                &group(true, &["cpu", "cpuset", "io", "memory", "pids"]),
+                json
+            ),
+            ["io.max=8:0 rbps=5"]
+        );
     }
 
     #[test]
     fn what_is_the_guests_business_is_left_to_it() {
         let json = r#"{"pids":{"limit":5},"devices":[{"allow":false,"access":"rwm"}]}"#;
-        assert!(lines(&group(true, &[]), json).is_empty());
+        assert!(
+            lines(
+                &group(true, &["cpu", "cpuset", "io", "memory", "pids"]),
+                json
+            )
+            .is_empty()
+        );
         assert!(lines(&group(false, &["pids", "devices"]), json).is_empty());
     }
 }

@@ -176,15 +176,8 @@ impl Groups {
 
     /// The directory of the hierarchy that has this controller.
     pub(crate) fn of(&self, controller: &str) -> Option<(&Path, bool)> {
-        let has = |group: &&Group| {
-            group.version2 || group.controllers.iter().any(|name| name == controller)
-        };
-        // Version 1 first: where both are there, it has the controllers.
-        let mut groups: Vec<_> = self.0.iter().filter(has).collect();
-        groups.sort_by_key(|group| group.version2);
-        groups
-            .first()
-            .map(|group| (group.dir.as_path(), group.version2))
+        let group = self.0.iter().find(|group| group.has(controller))?;
+        Some((&group.dir, group.version2))
     }
 
     /// Removes those that we made, once they are empty.
@@ -211,6 +204,18 @@ impl Groups {
             }
         }
         Ok(())
+    }
+}
+
+impl Group {
+    fn has(&self, controller: &str) -> bool {
+        // What is accounted for apart in version 1 is of the other in version 2.
+        let controller = match controller {
+            "cpuacct" if self.version2 => "cpu",
+            "blkio" if self.version2 => "io",
+            controller => controller,
+        };
+        self.controllers.iter().any(|name| name == controller)
     }
 }
 
@@ -242,10 +247,19 @@ fn make(mount: &Mount, base: PathBuf, below: &Path) -> Result<Group, GroupError>
             }
         }
     }
+    let controllers = match mount.version2 {
+        false => mount.controllers.clone(),
+        true => {
+            let path = dir.join("cgroup.controllers");
+            let text = fs::read_to_string(&path);
+            let text = text.map_err(|source| GroupError::Read { path, source })?;
+            text.split_whitespace().map(Into::into).collect()
+        }
+    };
     Ok(Group {
         dir,
         version2: mount.version2,
-        controllers: mount.controllers.clone(),
+        controllers,
         made,
     })
 }
