@@ -16,13 +16,14 @@ use rustix::io::Errno;
 use rustix::mount::{self, OpenTreeFlags, UnmountFlags};
 use rustix::process::{self, Gid, Uid};
 
+use crate::confine::{self, Confined};
 use crate::container::{
     ContainerError, Devices, Place, ROOT, Result, SHARE, attach, change_root, failed, is_dir,
     make_dir, open_place,
 };
 use crate::file_system::{self, NewFileSystem};
 use crate::paths::{self, Missing};
-use crate::{confine, copy, overlay, sys};
+use crate::{copy, overlay, sys};
 
 /// `PROC_SUPER_MAGIC` of linux/magic.h.
 const PROC: i64 = 0x9fa0;
@@ -49,11 +50,13 @@ impl<'a> Assembly<'a> {
 
     /// Gives the container's root directory, to which the caller's root is changed.
     pub(crate) fn assemble(mut self, spec: &agent_protocol::Container) -> Result<OwnedFd> {
+        let confined = !self.prepared && Confined::suits(spec);
         let root = if self.prepared {
             open_place(Path::new("/"))?
         } else {
             let root = self.mount_root(&spec.root)?;
-            self.place.move_in(root.as_fd())?;
+            let confined = confined.then_some(&self.devices.confined);
+            self.place.move_in(root.as_fd(), confined)?;
             root
         };
         // Before the volumes, so that a file never ends up in one of them.
@@ -74,7 +77,7 @@ impl<'a> Assembly<'a> {
             rustix::system::setdomainname(spec.domainname.as_bytes())
                 .map_err(failed("set the domain name", &spec.domainname))?;
         }
-        confine::apply(root.as_fd(), self.devices, spec)?;
+        confine::apply(root.as_fd(), self.devices, spec, confined)?;
         if spec.read_only || is_read_only(&spec.root) {
             sys::mount_read_only(root.as_fd(), c"", false)
                 .map_err(failed("make read-only", "the root file system"))?;

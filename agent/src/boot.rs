@@ -18,7 +18,7 @@ use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use crate::agent::{Agent, AgentError, Config, explain, monotonic_us};
 use crate::container::mount_virtiofs;
-use crate::{log, sys};
+use crate::{cgroup, log, sys};
 
 /// Soft and hard limit of open files for processes without limits of their own, as systemd and
 /// docker have them.
@@ -86,10 +86,12 @@ fn boot(started_us: u64) -> Result<(), BootError> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)
         .map_err(step("listen for the host"))?;
     let open = |path: &str, flags| fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+    let cgroup = open(CGROUP, OFlags::DIRECTORY).map_err(step("open the cgroups"))?;
+    cgroup::count_processes(&cgroup).map_err(step("count processes"))?;
     let mut agent = Agent::new(Config {
         listener: listener.into(),
         staging: Path::new(STAGING).to_owned(),
-        cgroup: open(CGROUP, OFlags::DIRECTORY).map_err(step("open the cgroups"))?,
+        cgroup,
         urandom: open("/dev/urandom", OFlags::RDWR).map_err(step("open /dev/urandom"))?,
         vsock: Some(open("/dev/vsock", OFlags::RDONLY).map_err(step("open /dev/vsock"))?),
         mount_share: mount_virtiofs,

@@ -1,13 +1,21 @@
 //! The cgroup of a container: every process of the container is born in it.
 //!
-//! Boundary: version 2 only. No controller is switched on unless a container asks for one: the VM
-//! itself is the limit, and a memory controller would charge every page.
+//! Boundary: version 2 only. Processes are counted; other controllers are off unless a container asks
+//! for them: the VM itself is the limit, and a memory controller would charge every page.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::fs::{self, AtFlags, Mode, OFlags};
+
+const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
+
+/// Has the cgroups in `parent` count their processes, before any of them is in use: then it costs
+/// next to nothing, and many engines limit the number of processes.
+pub(crate) fn count_processes(parent: &OwnedFd) -> io::Result<()> {
+    write(parent, SUBTREE_CONTROL, "+pids")
+}
 
 /// A cgroup of the agent's making; removed when this value is dropped and it is empty.
 #[derive(Debug)]
@@ -34,30 +42,32 @@ impl Cgroup {
         self.dir.as_fd()
     }
 
-    /// Writes into files of it, once the controllers that they belong to are on.
+    /// Writes into files of it. The controllers that they belong to are switched on if they are not:
+    /// that takes long.
     pub(crate) fn configure(&self, files: &[(String, String)]) -> Result<(), CgroupError> {
-        let mut on: Vec<&str> = Vec::new();
         for (name, value) in files {
-            let failed = |source| CgroupError {
+            let written = if name.contains('/') {
+                Err(io::ErrorKind::InvalidFilename.into())
+            } else {
+                self.set(name, value)
+            };
+            written.map_err(|source| CgroupError {
                 name: name.clone(),
                 source,
-            };
-            if name.contains('/') {
-                return Err(failed(io::ErrorKind::InvalidFilename.into()));
-            }
-            let controller = name.split('.').next().unwrap_or(name);
-            if controller != "cgroup" && !on.contains(&controller) {
-                write(
-                    &self.parent,
-                    "cgroup.subtree_control",
-                    &format!("+{controller}"),
-                )
-                .map_err(failed)?;
-                on.push(controller);
-            }
-            write(&self.dir, name, value).map_err(failed)?;
+            })?;
         }
         Ok(())
+    }
+
+    fn set(&self, name: &str, value: &str) -> io::Result<()> {
+        match write(&self.dir, name, value) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let controller = name.split('.').next().unwrap_or(name);
+                write(&self.parent, SUBTREE_CONTROL, &format!("+{controller}"))?;
+                write(&self.dir, name, value)
+            }
+            written => written,
+        }
     }
 
     /// Ends every process at once.

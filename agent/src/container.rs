@@ -28,6 +28,7 @@ use rustix::process;
 
 use crate::assembly::Assembly;
 use crate::cgroup::{Cgroup, CgroupError};
+use crate::confine::Confined;
 use crate::paths::{self, Missing};
 use crate::sys::{self, Stack, Twin};
 
@@ -123,7 +124,7 @@ pub(crate) struct Sandbox {
     namespaces: Vec<OwnedFd>,
 }
 
-/// What the agent keeps of the container's `/dev` and `/proc`.
+/// What the agent keeps of the container's `/dev`, `/proc` and `/sys`.
 #[derive(Debug)]
 pub(crate) struct Devices {
     /// `/dev/null`
@@ -134,6 +135,8 @@ pub(crate) struct Devices {
     pub(crate) proc: OwnedFd,
     /// `/sys`
     pub(crate) sys: OwnedFd,
+    /// `/proc` and `/sys` as engines want them.
+    pub(crate) confined: Confined,
 }
 
 /// Directories below the staging directory: the container's root, and what is moved into it.
@@ -207,7 +210,7 @@ impl Sandbox {
                 let devices = stage(place.staging, bounding)?;
                 if let Some(tag) = &root {
                     let root = place.mount_root(tag)?;
-                    place.move_in(root.as_fd())?;
+                    place.move_in(root.as_fd(), None)?;
                     change_root(root.as_fd())?;
                 }
                 Ok(devices)
@@ -250,9 +253,15 @@ impl Place<'_> {
         open_place(&target)
     }
 
-    /// Moves the usual mounts to their places in the root.
-    pub(crate) fn move_in(&self, root: BorrowedFd<'_>) -> Result<()> {
+    /// Moves the usual mounts to their places in the root, or those that are confined already.
+    pub(crate) fn move_in(&self, root: BorrowedFd<'_>, confined: Option<&Confined>) -> Result<()> {
         for name in STAGED {
+            if let Some(tree) = confined.and_then(|confined| confined.tree(name)) {
+                let target = paths::open_or_make(root, name, Missing::Directory)
+                    .map_err(failed("make", format!("/{name}")))?;
+                attach(tree, Path::new(""), target.as_fd(), &format!("/{name}"))?;
+                continue;
+            }
             let staged = self.at(name);
             // Usually there is a directory of that name, and one call is enough. It follows no
             // link.
@@ -349,8 +358,10 @@ fn stage(staging: &Path, bounding: u64) -> Result<Devices> {
         fs::open(at(name), flags | OFlags::CLOEXEC, Mode::empty())
             .map_err(failed("open", format!("/{name}")))
     };
+    let null = open("dev/null", OFlags::RDWR)?;
     Ok(Devices {
-        null: open("dev/null", OFlags::RDWR)?,
+        confined: Confined::new(staging, null.as_fd())?,
+        null,
         pts: open("dev/pts", OFlags::PATH | OFlags::DIRECTORY)?,
         proc: open("proc", OFlags::PATH | OFlags::DIRECTORY)?,
         sys: open("sys", OFlags::PATH | OFlags::DIRECTORY)?,

@@ -347,3 +347,95 @@ fn renames_while_paths_are_masked_lead_nowhere_else() {
         std::fs::write(outside.join("new"), "").unwrap();
     });
 }
+
+/// What every engine writes, and one path more.
+fn usual_confinement(container: &mut Container) {
+    let masked = [
+        "/proc/acpi",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/timer_list",
+        "/sys/firmware",
+        "/proc/version",
+    ];
+    let read_only = [
+        "/proc/bus",
+        "/proc/fs",
+        "/proc/irq",
+        "/proc/sys",
+        "/proc/sysrq-trigger",
+        "/etc",
+    ];
+    container.masked_paths = masked.map(String::from).into();
+    container.readonly_paths = read_only.map(String::from).into();
+}
+
+const CONFINED: &str = "cat /proc/version; ls -A /sys/firmware
+    cat /proc/kcore /proc/timer_list 2>/dev/null | wc -c
+    for at in /proc/sys/kernel/msgmax /etc/x; do
+        (echo 1 >$at) 2>&1 | grep -c 'Read-only file system'
+    done
+    ls -d /sys/fs/cgroup/cgroup.procs; stat -f -c %T /sys/fs/cgroup
+    echo x >/sys/x 2>/dev/null || echo closed; test -d /proc/self/fd && echo end";
+
+const CONFINED_SHOWS: &str = "0\n1\n1\n/sys/fs/cgroup/cgroup.procs\ncgroup2fs\nclosed\nend\n";
+
+#[test]
+fn what_engines_confine_is_prepared_and_the_rest_is_added() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    let mut spec = guest.container();
+    usual_confinement(&mut spec);
+    spec.sysctls = vec![("kernel.msgmax".into(), "4321".into())];
+    control.ask(Action::Create(Box::new(spec)));
+    let script =
+        format!("{CONFINED}; cat /proc/sys/kernel/msgmax; grep -c . /proc/self/oom_score_adj");
+    let mut process = shell(1, &script);
+    process.oom_score_adj = Some(17);
+    let output = guest.run(&mut control, process);
+    assert_eq!(
+        output.stdout,
+        format!("{CONFINED_SHOWS}4321\n1\n"),
+        "{}",
+        output.stderr
+    );
+    // The next one is not confined because this one was.
+    let mut open = guest.container();
+    open.id = ContainerId(2);
+    control.ask(Action::Create(Box::new(open)));
+    let mut process = shell(
+        2,
+        "grep -q . /proc/version && ls /proc/sys/kernel/msgmax; grep -c /proc/ /proc/mounts",
+    );
+    process.container = ContainerId(2);
+    let output = guest.run(&mut control, process);
+    assert_eq!(
+        output.stdout, "/proc/sys/kernel/msgmax\n0\n",
+        "{}",
+        output.stderr
+    );
+}
+
+/// Also what is mounted over `/proc` and `/sys` is confined.
+#[test]
+fn new_mounts_of_proc_and_sys_are_confined_too() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    let mut spec = guest.container();
+    usual_confinement(&mut spec);
+    let new = |kind: &str, target: &str| {
+        let source = Source::FileSystem {
+            kind: kind.into(),
+            name: kind.into(),
+            options: String::new(),
+            copy_up: false,
+        };
+        Mount::new(source, target)
+    };
+    spec.mounts.push(new("proc", "/proc"));
+    spec.mounts.push(new("sysfs", "/sys").read_only());
+    spec.mounts.push(new("cgroup2", "/sys/fs/cgroup"));
+    control.ask(Action::Create(Box::new(spec)));
+    let output = guest.run(&mut control, shell(1, CONFINED));
+    assert_eq!(output.stdout, CONFINED_SHOWS, "{}", output.stderr);
+}

@@ -17,7 +17,7 @@ use rustix::{
 
 use super::{
     network::Network,
-    plan::{Place, Plan, Refused},
+    plan::{Place, Plan, Refused, read},
 };
 
 /// Longest config.json, in bytes.
@@ -64,6 +64,8 @@ pub(crate) struct Bundle {
     /// config.json as it was read.
     pub(crate) json: Vec<u8>,
     pub(crate) spec: Spec,
+    /// What of it was not understood, and is harmless to leave out.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl Bundle {
@@ -87,8 +89,8 @@ impl Bundle {
         if json.len() as u64 > MAX_CONFIG {
             return Err(BundleError::TooLarge { path: file });
         }
-        let spec: Spec = match serde_json::from_slice(&json) {
-            Ok(spec) => spec,
+        let (spec, warnings) = match read::spec(&json) {
+            Ok(read) => read,
             Err(source) => return Err(BundleError::Parse { path: file, source }),
         };
         if !spec.version().starts_with("1.") {
@@ -97,7 +99,12 @@ impl Bundle {
                 version: spec.version().clone(),
             });
         }
-        let bundle = Self { path, json, spec };
+        let bundle = Self {
+            path,
+            json,
+            spec,
+            warnings,
+        };
         let root = bundle.root().ok_or(BundleError::NoRoot(file))?;
         if !root.is_dir() {
             return Err(BundleError::Root { path: root });

@@ -20,7 +20,10 @@ use oci_spec::runtime::Spec;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm::api::{Client, Request, VmState};
 
-use super::record::{Record, State, Status};
+use super::{
+    plan,
+    record::{Record, State, Status},
+};
 use crate::{dirs::Dirs, time};
 
 const LOCK: &str = "lock";
@@ -304,7 +307,8 @@ fn config(dir: &Path) -> Result<Spec, StoreError> {
         source,
     };
     let json = fs::read(dir.join(CONFIG)).map_err(failed)?;
-    serde_json::from_slice(&json).map_err(|error| failed(error.into()))
+    let spec = plan::read::spec(&json).map(|(spec, _)| spec);
+    spec.map_err(|error| failed(error.into()))
 }
 
 fn read(dir: &Path) -> Result<Option<Record>, StoreError> {

@@ -26,7 +26,7 @@ mod features;
 mod hooks;
 mod network;
 mod orders;
-mod plan;
+pub(crate) mod plan;
 mod record;
 mod report;
 mod shim;

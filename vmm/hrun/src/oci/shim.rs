@@ -164,11 +164,7 @@ impl<'a> Shim<'a> {
         };
         let plan = &self.plan;
         let name = record.id.clone();
-        let vm = |origin, cid| {
-            let root = &plan.root;
-            let volumes = plan.volumes.clone();
-            translate::bundle_vm(&name, plan.class, root, volumes, origin, cid, &places)
-        };
+        let vm = |origin, cid| translate::bundle_vm(&name, plan, origin, cid, &places);
         vm(translate::boot(&parts), translate::FIRST_CID).validate()?;
         let claim = Claim {
             way: way()?,

@@ -50,7 +50,7 @@ pub(super) fn create(
             None => bail!("process.terminal is set: give --console-socket for the terminal"),
         }
     }
-    for warning in &plan.warnings {
+    for warning in bundle.warnings.iter().chain(&plan.warnings) {
         runtime.global.log().warning(warning);
     }
     let mut owned = runtime.containers.create(&args.id, &bundle.path)?;

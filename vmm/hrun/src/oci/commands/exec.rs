@@ -228,6 +228,7 @@ fn read(path: &Path) -> anyhow::Result<Process> {
         std::io::Result::Ok(json)
     };
     let json = read().with_context(|| format!("Failed to read {}", path.display()))?;
-    serde_json::from_slice(&json)
+    plan::read::process(&json)
+        .map(|(process, _)| process)
         .with_context(|| format!("{} is no process of the OCI specification", path.display()))
 }

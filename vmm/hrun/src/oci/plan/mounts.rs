@@ -3,7 +3,7 @@
 //! What the agent has mounted before anybody asked is not mounted again: engines write the same
 //! list for every container. Where a bundle differs from that, the mount that is there is changed.
 
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::{Attributes, Source};
 use oci_spec::runtime::{Mount, Spec};
@@ -17,7 +17,10 @@ use super::{
     refused::{Refused, value},
     text,
 };
-use crate::{options::size, translate::VOLUMES_TAG};
+use crate::{
+    options::size,
+    translate::{self, VOLUMES_TAG},
+};
 
 /// What `mounts` comes to.
 #[derive(Debug, Default)]
@@ -25,6 +28,29 @@ pub(super) struct Mounts {
     pub(super) mounts: Vec<agent_protocol::Mount>,
     /// Sources of bind mounts, named by their numbers.
     pub(super) volumes: Vec<CollectionEntry>,
+}
+
+impl Mounts {
+    /// The directories that all this needs in the root file system itself: for mounts of
+    /// directories, for what the agent mounts, and to work in.
+    pub(super) fn directories(&self, cwd: &str) -> Vec<PathBuf> {
+        const USUAL_TREES: [&str; 3] = ["/dev", "/proc", "/sys"];
+        let is_directory = |mount: &&agent_protocol::Mount| match &mount.source {
+            Source::FileSystem { .. } => true,
+            Source::Share { path, .. } => {
+                let mut volumes = self.volumes.iter();
+                volumes.any(|volume| volume.name == *path && volume.path.is_dir())
+            }
+            _ => false,
+        };
+        let targets = self.mounts.iter().filter(is_directory);
+        let paths = targets.map(|mount| mount.target.as_str()).chain([cwd]);
+        translate::directories(USUAL_TREES.into_iter().chain(paths), |path| {
+            let mut targets = self.mounts.iter().map(|mount| mount.target.as_str());
+            targets.any(|target| path.starts_with(target))
+                || USUAL_TREES.iter().any(|tree| path.starts_with(tree))
+        })
+    }
 }
 
 /// What the agent mounts in every container: target, type, attributes, options. The same as in

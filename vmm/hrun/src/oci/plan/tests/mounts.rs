@@ -211,3 +211,21 @@ fn in_proc_only_some_files_are_mounted_on() {
     assert!(refused(&tmpfs).contains("a few files"));
     assert!(refused(&bind("/")).contains("root itself"));
 }
+
+#[test]
+fn directories_are_made_in_the_root_but_not_in_what_is_mounted() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let mut spec = least();
+    spec["process"]["cwd"] = json!("/data/work");
+    spec["mounts"] = json!([
+        {"destination": "/data", "type": "bind", "source": dir.path()},
+        {"destination": "/etc/file", "type": "bind", "source": dir.path().join("file")},
+        {"destination": "/data/deep", "type": "tmpfs"},
+        {"destination": "/run/x", "type": "tmpfs"},
+        {"destination": "/dev/more", "type": "tmpfs"},
+    ]);
+    let found = plan(&spec).unwrap().directories;
+    let expected = ["/dev", "/proc", "/sys", "/data", "/run/x"];
+    assert_eq!(found, expected.map(std::path::PathBuf::from));
+}
