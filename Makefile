@@ -31,7 +31,7 @@ KERNEL_PACKAGES := bc bison flex gcc libc6-dev libelf-dev make patch perl xz-uti
 BUILD_PACKAGES := $(KERNEL_PACKAGES) cpio
 DEMO_PACKAGES := busybox-static umoci
 TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry erofs-utils g++ mmdebstrap openssl skopeo
-ENGINE_PACKAGES := $(TEST_PACKAGES) bsdutils conmon containerd docker.io podman runc util-linux
+ENGINE_PACKAGES := $(TEST_PACKAGES) bsdutils catatonit conmon containerd docker.io podman runc util-linux
 BENCH_PACKAGES := $(DEMO_PACKAGES) crun runc
 BENCH_BOOT_PACKAGES := qemu-system-x86
 

@@ -26,7 +26,8 @@ pub(crate) fn features(kind: Kind) -> Vec<Feature> {
         feature("-v, also :ro", volumes),
         feature("--tmpfs", tmpfs),
         feature("--read-only", read_only),
-        feature("--user, --workdir, --env", identity),
+        feature("--user", user),
+        feature("--workdir, --env", identity),
         feature("--cap-drop, no-new-privileges", rights),
         feature("--memory, --cpus", limits),
         feature("--init", init),
@@ -122,7 +123,7 @@ fn terminal(engine: &Engine) -> Result<()> {
     engine
         .run_at_terminal(&words)?
         .exits(9)?
-        .says(&["/dev/pts/0\r\n"])?;
+        .says(&["/dev/pts/0\r"])?;
     Ok(())
 }
 
@@ -168,7 +169,7 @@ fn exec_terminal(engine: &Engine) -> Result<()> {
     engine
         .run_at_terminal(&words)?
         .exits(8)?
-        .says(&["/dev/pts/0\r\n"])?;
+        .says(&["/dev/pts/0\r"])?;
     Ok(())
 }
 
@@ -289,13 +290,21 @@ fn read_only(engine: &Engine) -> Result<()> {
     Ok(())
 }
 
-fn identity(engine: &Engine) -> Result<()> {
-    let options = ["--rm", "--user", "7:8", "--workdir", "/tmp", "--env", "A=1"];
-    let script = "id -u; id -g; pwd; echo $A";
+fn user(engine: &Engine) -> Result<()> {
+    let script = "id -u; id -g";
     engine
-        .shell(&options, script)?
+        .shell(&["--rm", "--user", "7:8"], script)?
         .exits(0)?
-        .prints("7\n8\n/tmp\n1\n")?;
+        .prints("7\n8\n")?;
+    Ok(())
+}
+
+fn identity(engine: &Engine) -> Result<()> {
+    let options = ["--rm", "--workdir", "/tmp", "--env", "A=1"];
+    engine
+        .shell(&options, "pwd; echo $A")?
+        .exits(0)?
+        .prints("/tmp\n1\n")?;
     Ok(())
 }
 

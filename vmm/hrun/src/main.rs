@@ -13,6 +13,7 @@ mod commands;
 mod container;
 mod dirs;
 mod exit;
+mod failpoint;
 mod hint;
 mod host;
 mod identity;

@@ -355,8 +355,6 @@ pub(crate) struct ShimArgs {
 pub(crate) struct ExecShimArgs {
     #[arg(long)]
     pub(crate) console_socket: Option<PathBuf>,
-    #[arg(long)]
-    pub(crate) process: PathBuf,
     pub(crate) id: String,
 }
 

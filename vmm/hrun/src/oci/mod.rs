@@ -30,6 +30,7 @@ pub(crate) mod plan;
 mod record;
 mod report;
 mod shim;
+mod view;
 
 pub(crate) use cli::{OciCli, is_meant};
 pub(crate) use commands::execute;

@@ -22,9 +22,9 @@ use crate::{background, exit, process::ProcessIdentity};
 /// Longest report, in bytes.
 const MAX_REPORT: u64 = 64 << 10;
 
-/// The descriptor that takes reports, and the one that is the container's lock.
+/// The descriptor that takes reports, and the one that is handed over.
 const REPORT: i32 = 3;
-const LOCK: i32 = 4;
+const HANDED: i32 = 4;
 
 /// How far it has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,10 +64,10 @@ pub(crate) struct Left {
     reports: BufReader<io::Take<File>>,
 }
 
-/// Starts this program once more; the standard streams are ours, and so is the lock.
+/// Starts this program once more, with our standard streams and with one descriptor more.
 pub(crate) fn spawn(
     args: impl IntoIterator<Item = OsString>,
-    lock: Option<OwnedFd>,
+    handed: OwnedFd,
 ) -> Result<Left, ReportError> {
     let prepare = |error: rustix::io::Errno| ReportError::Prepare(error.into());
     // Engines leave descriptors open for programs of theirs that need them.
@@ -77,14 +77,11 @@ pub(crate) fn spawn(
         .ok()
         .filter(|path| path.exists())
         .unwrap_or_else(|| "/proc/self/exe".into());
-    let mut mappings = vec![FdMapping {
-        parent_fd: theirs,
-        child_fd: REPORT,
-    }];
-    mappings.extend(lock.map(|lock| FdMapping {
-        parent_fd: lock,
-        child_fd: LOCK,
-    }));
+    let mappings = [(theirs, REPORT), (handed, HANDED)];
+    let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping {
+        parent_fd,
+        child_fd,
+    });
     let mut command = Command::new(path);
     command
         .arg0("hrun")
@@ -92,7 +89,7 @@ pub(crate) fn spawn(
         .env_clear()
         .envs(env::vars_os().filter(|(name, _)| background::is_of_hrun(name)))
         .stdin(Stdio::inherit())
-        .fd_mappings(mappings)?;
+        .fd_mappings(mappings.into())?;
     let child = command.spawn().map_err(ReportError::Spawn)?;
     Ok(Left {
         child: Some(child),
@@ -156,13 +153,9 @@ impl Drop for Left {
 pub(crate) struct Reporter(File);
 
 /// Takes the descriptors that [`spawn`] gave this process.
-pub(crate) fn inherited(with_lock: bool) -> io::Result<(Reporter, Option<File>)> {
-    let reporter = File::from(vmm::fds::inherited(REPORT)?);
-    let lock = with_lock
-        .then(|| vmm::fds::inherited(LOCK))
-        .transpose()?
-        .map(File::from);
-    Ok((Reporter(reporter), lock))
+pub(crate) fn inherited() -> io::Result<(Reporter, File)> {
+    let [reporter, handed] = [REPORT, HANDED].map(vmm::fds::inherited);
+    Ok((Reporter(reporter?.into()), handed?.into()))
 }
 
 impl Reporter {

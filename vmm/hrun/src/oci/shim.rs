@@ -24,10 +24,13 @@ use super::{
     plan::Plan,
     record::{Record, Status},
     report::{self, Report, Reporter},
+    view,
 };
 use crate::{
     dirs::Dirs,
-    exit, launch,
+    exit,
+    failpoint::reach,
+    launch,
     options::signal,
     parts::Parts,
     poll,
@@ -48,8 +51,7 @@ pub(super) fn execute(
     args: &ShimArgs,
     timeline: Timeline,
 ) -> anyhow::Result<u8> {
-    let (mut reporter, lock) = report::inherited(true).context("Nobody waits for this process")?;
-    let lock = lock.context("The container's lock is missing")?;
+    let (mut reporter, lock) = report::inherited().context("Nobody waits for this process")?;
     let result = Shim::enter(dirs, containers, args, lock).and_then(|mut shim| {
         let result = shim.run(&mut reporter, timeline);
         let status = result.as_ref().map_or(exit::HRUN_FAILED, |status| *status);
@@ -97,8 +99,10 @@ impl<'a> Shim<'a> {
         let mut owned = containers.take(&args.id, lock)?;
         let spec = owned.config()?;
         let plan = bundle::plan(&spec, &owned.record.bundle, &args.id)?;
+        reach("shim.begun", None);
         // First of all: what is charged is charged to the container.
         owned.record.groups.enter(std::process::id())?;
+        reach("shim.grouped", None);
         // Nobody else runs in this process yet.
         bundle::network(&spec).enter()?;
         if let Some(socket) = &args.console_socket {
@@ -108,7 +112,9 @@ impl<'a> Shim<'a> {
         let signals = Signals::catch().context("Failed to catch signals")?;
         chdir("/").context("Failed to leave the directory")?;
         owned.record.shim = Some(ProcessIdentity::own().context("Failed to look at /proc")?);
+        reach("shim.entered", None);
         owned.write()?;
+        reach("shim.recorded", None);
         Ok(Self {
             dirs,
             owned,
@@ -123,16 +129,23 @@ impl<'a> Shim<'a> {
         reporter
             .tell(&Report::Entered)
             .context("Whoever made the container has gone")?;
+        reach("shim.told", None);
         let sandbox = self.claim(&timeline)?;
+        let vmm = self.owned.record.vmm;
+        reach("shim.claimed", vmm);
         let actions = translate::create_actions(&self.plan.container, sandbox.moment())
             .context("Failed to read random numbers for the guest")?;
         let cid = Some(sandbox.cid());
         session::prepare(sandbox.vsock(), actions, cid, &mut self.signals, &timeline)?;
+        reach("shim.prepared", vmm);
+        let _host = view::show(&self.owned.record.rootfs)
+            .context("Failed to make a mount namespace for whoever looks into the container")?;
         let socket = self.owned.record.orders_socket();
         let listener = UnixListener::bind(&socket)
             .with_context(|| format!("Failed to listen on {}", socket.display()))?;
         self.owned.record.status = Status::Created;
         self.owned.write()?;
+        reach("shim.created", vmm);
         // Otherwise nobody would ever start it, or know of it.
         reporter
             .tell(&Report::Done)
@@ -142,11 +155,14 @@ impl<'a> Shim<'a> {
             Coming::Start(client) => {
                 // Who comes too late is told so by the record.
                 drop(listener);
+                reach("shim.ordered", vmm);
                 self.start(&sandbox, client, &timeline)?
             }
         };
+        reach("shim.ended", vmm);
         self.owned.record.status = Status::Stopped(status);
         self.owned.write()?;
+        reach("shim.stopped", vmm);
         // The engine unmounts the root file system next: the VM must have let go of it.
         drop(sandbox);
         Ok(status)
@@ -180,7 +196,10 @@ impl<'a> Shim<'a> {
         let owned = &mut self.owned;
         let sandbox = Sandbox::claim(&vm, &claim, &mut self.signals, &mut |vmm| {
             owned.record.vmm = Some(ProcessIdentity::of_fd(vmm.as_fd())?);
-            Ok(owned.write()?)
+            reach("shim.spawned", owned.record.vmm);
+            owned.write()?;
+            reach("shim.announced", owned.record.vmm);
+            Ok(())
         })?;
         Ok(sandbox)
     }
@@ -244,11 +263,13 @@ impl<'a> Shim<'a> {
         let mut client = Some(client);
         let owned = &mut self.owned;
         let mut started = || {
+            reach("shim.started", owned.record.vmm);
             owned.record.status = Status::Running;
             let answer = match owned.write() {
                 Ok(()) => Answer::Done,
                 Err(error) => failed(&error.into()),
             };
+            reach("shim.running", owned.record.vmm);
             if let Some(client) = client.take() {
                 client.answer(&answer);
             }

@@ -162,6 +162,7 @@ mod tests {
     fn group(version2: bool, controllers: &[&str]) -> Group {
         Group {
             dir: "/g".into(),
+            base: "/".into(),
             version2,
             controllers: controllers.iter().map(|name| (*name).into()).collect(),
             made: true,

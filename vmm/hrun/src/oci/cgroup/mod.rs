@@ -28,6 +28,8 @@ pub(crate) struct Groups(Vec<Group>);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Group {
     dir: PathBuf,
+    /// Where the way to it begins.
+    base: PathBuf,
     version2: bool,
     controllers: Vec<String>,
     /// Whether we made it: what was there before stays.
@@ -97,8 +99,9 @@ fn scope(wanted: &str) -> PathBuf {
 }
 
 impl Groups {
-    /// Makes the groups at `path`. What this made is removed again if it fails.
-    pub(crate) fn make(path: &Path) -> Result<Self, GroupError> {
+    /// The groups at `path`, which [`Groups::make`] makes: who is to remove them should write them
+    /// down before that.
+    pub(crate) fn at(path: &Path) -> Result<Self, GroupError> {
         if path.components().any(|part| part == Component::ParentDir) {
             return Err(GroupError::Path(path.into()));
         }
@@ -109,23 +112,28 @@ impl Groups {
             })
         };
         let own = read("/proc/self/cgroup")?;
-        let mut groups = Self::default();
-        for mount in cgroup::mounts(&read("/proc/self/mountinfo")?) {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let group = |mount: Mount| {
             let base = match path.strip_prefix("/") {
                 Ok(_) => mount.at.clone(),
                 Err(_) => cgroup::home(&mount, &own),
             };
-            let below = path.strip_prefix("/").unwrap_or(path);
-            match make(&mount, base, below) {
-                Ok(group) => groups.0.push(group),
-                Err(error) => {
-                    // The error that is returned is the one that matters.
-                    let _ = groups.remove();
-                    return Err(error);
-                }
+            let dir = base.join(below);
+            Group {
+                made: !dir.exists(),
+                dir,
+                base,
+                version2: mount.version2,
+                controllers: mount.controllers,
             }
-        }
-        Ok(groups)
+        };
+        let mounts = cgroup::mounts(&read("/proc/self/mountinfo")?);
+        Ok(Self(mounts.into_iter().map(group).collect()))
+    }
+
+    /// Makes them.
+    pub(crate) fn make(&mut self) -> Result<(), GroupError> {
+        self.0.iter_mut().try_for_each(Group::make)
     }
 
     /// Moves a process there.
@@ -208,6 +216,37 @@ impl Groups {
 }
 
 impl Group {
+    /// Makes it, with all on the way to it.
+    fn make(&mut self) -> Result<(), GroupError> {
+        let mut dir = self.base.clone();
+        for part in self.dir.strip_prefix(&self.base).unwrap_or(Path::new("")) {
+            let parent = dir.clone();
+            dir.push(part);
+            if self.version2 {
+                // A controller that the parent does not have, or whose processes forbid it: what
+                // needs it fails later, by name.
+                let _ = enable_controllers(&parent);
+            }
+            match fs::create_dir(&dir) {
+                Ok(()) if self.has("cpuset") && !self.version2 => inherit_cpuset(&parent, &dir)?,
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(GroupError::Make {
+                        path: dir,
+                        source: error,
+                    });
+                }
+                _ => {}
+            }
+        }
+        if self.version2 {
+            let path = self.dir.join("cgroup.controllers");
+            let text = fs::read_to_string(&path);
+            let text = text.map_err(|source| GroupError::Read { path, source })?;
+            self.controllers = text.split_whitespace().map(Into::into).collect();
+        }
+        Ok(())
+    }
+
     fn has(&self, controller: &str) -> bool {
         // What is accounted for apart in version 1 is of the other in version 2.
         let controller = match controller {
@@ -219,49 +258,16 @@ impl Group {
     }
 }
 
-/// Makes a group of one hierarchy, with all on the way to it.
-fn make(mount: &Mount, base: PathBuf, below: &Path) -> Result<Group, GroupError> {
-    let mut dir = base;
-    let mut made = false;
-    for part in below.components() {
-        let parent = dir.clone();
-        dir.push(part);
-        if mount.version2 {
-            // A controller that the parent does not have, or whose processes forbid it: what needs
-            // it fails later, by name.
-            let _ = enable_controllers(&parent);
-        }
-        made = match fs::create_dir(&dir) {
-            Ok(()) => true,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-            Err(source) => return Err(GroupError::Make { path: dir, source }),
-        };
-        if made && mount.controllers.iter().any(|name| name == "cpuset") {
-            // A new cpuset of version 1 is empty, and lets nobody in.
-            for file in ["cpuset.cpus", "cpuset.mems"] {
-                let inherit = || fs::write(dir.join(file), fs::read(parent.join(file))?);
-                inherit().map_err(|source| GroupError::Make {
-                    path: dir.join(file),
-                    source,
-                })?;
-            }
-        }
+/// A new cpuset of version 1 is empty, and lets nobody in.
+fn inherit_cpuset(parent: &Path, dir: &Path) -> Result<(), GroupError> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let inherit = || fs::write(dir.join(file), fs::read(parent.join(file))?);
+        inherit().map_err(|source| GroupError::Make {
+            path: dir.join(file),
+            source,
+        })?;
     }
-    let controllers = match mount.version2 {
-        false => mount.controllers.clone(),
-        true => {
-            let path = dir.join("cgroup.controllers");
-            let text = fs::read_to_string(&path);
-            let text = text.map_err(|source| GroupError::Read { path, source })?;
-            text.split_whitespace().map(Into::into).collect()
-        }
-    };
-    Ok(Group {
-        dir,
-        version2: mount.version2,
-        controllers,
-        made,
-    })
+    Ok(())
 }
 
 /// Gives the groups below this one all controllers that it has.
@@ -301,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_path_that_leads_up_is_refused() {
-        let refused = Groups::make(Path::new("/a/../../b")).unwrap_err();
+        let refused = Groups::at(Path::new("/a/../../b")).unwrap_err();
         assert!(matches!(refused, GroupError::Path(_)));
     }
 }

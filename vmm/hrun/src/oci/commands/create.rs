@@ -6,15 +6,18 @@ use agent_protocol::Stdio;
 use anyhow::{Context, bail};
 
 use super::{Runtime, delete};
-use crate::oci::{
-    bundle::{self, Bundle},
-    cgroup::{self, Groups},
-    cli::CreateArgs,
-    containers::Owned,
-    hooks,
-    orders::write_pid,
-    plan::Plan,
-    report::{self, Left, Report, option},
+use crate::{
+    failpoint::reach,
+    oci::{
+        bundle::{self, Bundle},
+        cgroup::{self, Groups},
+        cli::CreateArgs,
+        containers::Owned,
+        hooks,
+        orders::write_pid,
+        plan::Plan,
+        report::{self, Left, Report, option},
+    },
 };
 
 /// Room for what is not the container's own memory: the guest's kernel, agent and page tables, the
@@ -73,6 +76,7 @@ fn make(
     plan: &Plan,
     owned: &mut Owned,
 ) -> anyhow::Result<Left> {
+    reach("create.made", None);
     owned.write_config(&bundle.json)?;
     owned.record.rootfs.clone_from(&plan.root);
     let annotations = bundle.spec.annotations().iter().flatten();
@@ -82,22 +86,29 @@ fn make(
     if !runtime.global.without_cgroups() {
         let wanted = bundle::cgroups_path(&bundle.spec);
         let path = cgroup::path(wanted, &args.id, runtime.global.systemd());
-        owned.record.groups = Groups::make(&path)?;
+        owned.record.groups = Groups::at(&path)?;
     }
+    owned.write()?;
+    reach("create.recorded", None);
+    owned.record.groups.make()?;
+    reach("create.groups", None);
     owned.write()?;
     if let Some(resources) = bundle::resources(&bundle.spec) {
         owned.record.groups.limit(resources, OVERHEAD)?;
     }
-
+    reach("create.limited", None);
     let mut left = report::spawn(
         words(runtime, args, foreground),
-        Some(owned.lock.try_clone()?.into()),
+        owned.lock.try_clone()?.into(),
     )?;
+    reach("create.spawned", None);
     run_hooks(bundle, owned, &mut left)?;
+    reach("create.hooked", None);
     match left.next()? {
         Report::Done => {}
         other => bail!("The container's shim said {other:?} in the place of Done"),
     }
+    reach("create.done", None);
     if let Some(path) = &args.pid_file {
         write_pid(path, left.pid())
             .with_context(|| format!("Failed to write the pid file {}", path.display()))?;

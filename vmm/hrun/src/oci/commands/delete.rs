@@ -6,11 +6,15 @@ use anyhow::{Context, bail};
 use oci_spec::runtime::Spec;
 
 use super::{Runtime, kill};
-use crate::oci::{
-    cli::DeleteArgs,
-    containers::{Owned, StoreError},
-    hooks,
-    record::Status,
+use crate::{
+    failpoint::reach,
+    oci::{
+        cli::DeleteArgs,
+        containers::{Owned, StoreError},
+        hooks,
+        record::{Record, Status},
+    },
+    process::ProcessIdentity,
 };
 
 /// How long a container that has ended may take to be let go.
@@ -40,6 +44,7 @@ pub(super) fn execute(runtime: &Runtime<'_>, args: &DeleteArgs) -> anyhow::Resul
             seen.word()
         ),
     };
+    reach("delete.ended", None);
     let owned = match owned {
         Some(owned) => owned,
         None if args.force => {
@@ -47,6 +52,8 @@ pub(super) fn execute(runtime: &Runtime<'_>, args: &DeleteArgs) -> anyhow::Resul
             if let Some(shim) = seen.record.shim {
                 shim.kill().context("Failed to end the container's shim")?;
             }
+            // One that was killed before it could write down its shim.
+            end_all(&seen.record)?;
             seen.own(Instant::now() + SETTLE_TIMEOUT)?
                 .context("Somebody else holds the container")?
         }
@@ -65,17 +72,28 @@ pub(super) fn clear(owned: Owned, spec: Option<&Spec>) -> anyhow::Result<()> {
     if let Some(vmm) = record.vmm {
         vmm.kill().context("Failed to end the container's VM")?;
     }
-    for pid in record.groups.pids()? {
-        // A further process's shim, that outlived the container.
-        if let Some(process) = crate::process::ProcessIdentity::of_number(pid) {
-            let _ = process.kill();
-        }
-    }
+    // Further processes' shims, that outlived the container.
+    end_all(record)?;
+    reach("delete.killed", None);
     record.groups.remove()?;
+    reach("delete.ungrouped", None);
     let record = record.clone();
     owned.remove()?;
+    reach("delete.removed", None);
     let hooks = spec.and_then(|spec| spec.hooks().as_ref());
     let hooks = hooks.and_then(|hooks| hooks.poststop().as_ref());
     hooks::run("poststop", hooks, &record.state("stopped"))?;
+    Ok(())
+}
+
+/// Ends whoever is in the container's control groups.
+fn end_all(record: &Record) -> anyhow::Result<()> {
+    for pid in record.groups.pids()? {
+        if let Some(process) = ProcessIdentity::of_number(pid) {
+            process
+                .kill()
+                .with_context(|| format!("Failed to end process {pid} of the container"))?;
+        }
+    }
     Ok(())
 }

@@ -1,7 +1,12 @@
 //! `exec`: a further process in a container, inside its VM. Detached, a process on the host stands
 //! for it: the engine waits for that one.
 
-use std::{fs, io::Read, path::Path, sync::Arc};
+use std::{
+    fs,
+    io::{Read, Seek},
+    path::Path,
+    sync::Arc,
+};
 
 use agent_protocol::Stdio;
 use anyhow::{Context, bail};
@@ -12,6 +17,7 @@ use serde_json::json;
 use super::{Runtime, create::absolute};
 use crate::{
     exit,
+    failpoint::reach,
     oci::{
         bundle,
         cli::{ExecArgs, ExecShimArgs},
@@ -67,23 +73,21 @@ fn leave(runtime: &Runtime<'_>, args: &ExecArgs, process: &Process) -> anyhow::R
     if terminal && args.console_socket.is_none() {
         bail!("The process is to have a terminal: give --console-socket for it");
     }
-    // What was asked for may be gone by the time the other process reads it.
-    let mut file = tempfile::NamedTempFile::new().context("Failed to make a temporary file")?;
+    let mut file = tempfile::tempfile().context("Failed to make a temporary file")?;
     serde_json::to_writer(&mut file, process).context("Failed to pass the process on")?;
-    let mut words = vec![
-        "oci-exec".into(),
-        option("--process", file.path().as_os_str()),
-        args.id.clone().into(),
-    ];
+    file.rewind().context("Failed to pass the process on")?;
+    let mut words = vec!["oci-exec".into(), args.id.clone().into()];
     let root = runtime.global.root.as_deref();
     words.extend(root.map(|root| option("--root", absolute(root).as_os_str())));
     let socket = args.console_socket.as_deref();
     words.extend(socket.map(|socket| option("--console-socket", absolute(socket).as_os_str())));
-    let mut left = report::spawn(words, None)?;
+    let mut left = report::spawn(words, file.into())?;
+    reach("exec.spawned", None);
     match left.next()? {
         Report::Done => {}
         other => bail!("The process's shim said {other:?} in the place of Done"),
     }
+    reach("exec.started", None);
     if let Some(path) = &args.pid_file {
         write_pid(path, left.pid())
             .with_context(|| format!("Failed to write the pid file {}", path.display()))?;
@@ -101,8 +105,8 @@ pub(super) fn shim(
     args: &ExecShimArgs,
     timeline: Timeline,
 ) -> anyhow::Result<u8> {
-    let (mut reporter, _) = report::inherited(false).context("Nobody waits for this process")?;
-    let result = run_shim(runtime, args, timeline, &mut reporter);
+    let (mut reporter, process) = report::inherited().context("Nobody waits for this process")?;
+    let result = run_shim(runtime, args, process, timeline, &mut reporter);
     if let Err(error) = &result {
         let (text, status) = failure::describe(error);
         // Nobody may be there any more to be told.
@@ -114,19 +118,23 @@ pub(super) fn shim(
 fn run_shim(
     runtime: &Runtime<'_>,
     args: &ExecShimArgs,
+    process: fs::File,
     timeline: Timeline,
     reporter: &mut Reporter,
 ) -> anyhow::Result<u8> {
     setsid().context("Failed to make a session")?;
     let seen = find(runtime, &args.id)?;
-    let process = read(&args.process)?;
+    let process = serde_json::from_reader(process).context("There is no process to run")?;
     seen.record.groups.enter(std::process::id())?;
     if let Some(socket) = &args.console_socket {
         console::enter(socket, bundle::window_size(&process).map(console::winsize))?;
     }
     chdir("/").context("Failed to leave the directory")?;
     let signals = Signals::catch().context("Failed to catch signals")?;
+    reach("exec-shim.entered", seen.record.vmm);
+    let vmm = seen.record.vmm;
     attend(&seen, &process, signals, timeline, &mut || {
+        reach("exec-shim.started", vmm);
         // Whoever started us has gone: the process runs all the same.
         let _ = reporter.tell(&Report::Done);
     })

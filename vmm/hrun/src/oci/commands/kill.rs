@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use super::Runtime;
 use crate::{
     commands::kill::send,
+    failpoint::reach,
     oci::{
         cli::KillArgs,
         containers::Seen,
@@ -30,6 +31,7 @@ const SIGNAL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) fn execute(runtime: &Runtime<'_>, args: &KillArgs) -> anyhow::Result<()> {
     let number = signal::parse(&args.signal)?;
     let seen = runtime.containers.find(&args.id)?;
+    reach("kill.found", None);
     let is_kill = number == i32::from(signal::KILL);
     match seen.status() {
         // Engines make sure of the end in this way.
@@ -74,6 +76,7 @@ fn kill(seen: &Seen, all: bool) -> anyhow::Result<()> {
     // Whose CPUs stand still does nothing.
     let asked = !seen.is_paused()
         && send(&vsock, signal::KILL.into(), all, Some(deadline)).is_ok_and(|sent| sent);
+    reach("kill.sent", None);
     if asked && seen.own(deadline)?.is_some() {
         return Ok(());
     }

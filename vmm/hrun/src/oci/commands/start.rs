@@ -3,10 +3,13 @@
 use anyhow::bail;
 
 use super::Runtime;
-use crate::oci::{
-    hooks,
-    orders::{self, Order},
-    record::Status,
+use crate::{
+    failpoint::reach,
+    oci::{
+        hooks,
+        orders::{self, Order},
+        record::Status,
+    },
 };
 
 pub(super) fn execute(runtime: &Runtime<'_>, id: &str) -> anyhow::Result<()> {
@@ -17,7 +20,9 @@ pub(super) fn execute(runtime: &Runtime<'_>, id: &str) -> anyhow::Result<()> {
         Status::Running => bail!("cannot start an already running container: {id}"),
         Status::Stopped(_) => bail!("cannot start a container that has stopped: {id}"),
     }
+    reach("start.found", None);
     orders::give(&seen.record.orders_socket(), Order::Start, None)?;
+    reach("start.ordered", None);
     let spec = seen.config()?;
     let hooks = spec
         .hooks()
