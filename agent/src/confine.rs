@@ -35,6 +35,9 @@ const USUAL_READ_ONLY: [&str; 5] = [
 pub(crate) struct Confined {
     proc: OwnedFd,
     sys: OwnedFd,
+    /// The empty directory in the second one that hides another: once that is attached, this can
+    /// be mounted in further places, which is cheaper than a new file system.
+    empty: Option<OwnedFd>,
 }
 
 impl Confined {
@@ -58,15 +61,18 @@ impl Confined {
                     .map_err(failed("make read-only", path))?;
             }
             for path in usual(&USUAL_MASKED) {
-                unless_missing(mask(tree.as_fd(), null, path)).map_err(failed("mask", path))?;
+                unless_missing(mask(tree.as_fd(), null, None, path))
+                    .map_err(failed("mask", path))?;
             }
             let whole = clone_of(tree.as_fd()).map_err(failed("clone", format!("/{name}")))?;
             mount::unmount(&at, UnmountFlags::DETACH).map_err(failed("detach", name))?;
             Ok(whole)
         };
+        let sys = tree("sys")?;
         Ok(Self {
             proc: tree("proc")?,
-            sys: tree("sys")?,
+            empty: paths::open(sys.as_fd(), "/firmware").ok(),
+            sys,
         })
     }
 
@@ -114,7 +120,8 @@ pub(crate) fn apply(
     }
     let left = spec.masked_paths.iter();
     for path in left.filter(|path| is_left(path, &USUAL_MASKED)) {
-        let masked = mask(root, devices.null.as_fd(), path);
+        let empty = devices.confined.empty.as_ref().filter(|_| confined);
+        let masked = mask(root, devices.null.as_fd(), empty, path);
         unless_missing(masked).map_err(failed("mask", path))?;
     }
     Ok(())
@@ -146,24 +153,30 @@ fn find(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, ConfineError> {
     })
 }
 
-fn mask(root: BorrowedFd<'_>, null: BorrowedFd<'_>, path: &str) -> Result<(), ConfineError> {
+fn mask(
+    root: BorrowedFd<'_>,
+    null: BorrowedFd<'_>,
+    empty: Option<&OwnedFd>,
+    path: &str,
+) -> Result<(), ConfineError> {
     let target = find(root, path)?;
+    let hide_by = |source: BorrowedFd<'_>| {
+        let source = clone_of(source)?;
+        attach(source.as_fd(), Path::new(""), target.as_fd(), path).map_err(io::Error::other)?;
+        Ok(())
+    };
     if is_dir(target.as_fd()).map_err(io::Error::other)? {
+        if let Some(empty) = empty {
+            return hide_by(empty.as_fd());
+        }
         // mount(2) wants a path, and this is the one that nothing can redirect.
         process::fchdir(&target)?;
         let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-        mount::mount(
-            "tmpfs",
-            ".",
-            "tmpfs",
-            flags,
-            Some(c"nr_blocks=1,nr_inodes=1"),
-        )?;
+        let options = c"nr_blocks=1,nr_inodes=1";
+        mount::mount("tmpfs", ".", "tmpfs", flags, Some(options))?;
         return Ok(());
     }
-    let null = clone_of(null)?;
-    attach(null.as_fd(), Path::new(""), target.as_fd(), path).map_err(io::Error::other)?;
-    Ok(())
+    hide_by(null)
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &str) -> Result<(), ConfineError> {

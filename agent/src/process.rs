@@ -200,8 +200,8 @@ impl Launch {
         })
     }
 
-    /// Prepares a hook, which runs as root with all that the container's processes can have.
-    pub(crate) fn hook(hook: &Hook, bounding: u64, root: BorrowedFd<'_>) -> Result<Self> {
+    /// Prepares a hook, which is the engine's and runs as root with every right that there is.
+    pub(crate) fn hook(hook: &Hook, root: BorrowedFd<'_>) -> Result<Self> {
         let mut args = hook.args.clone();
         if args.is_empty() {
             args.push(hook.path.clone());
@@ -216,7 +216,7 @@ impl Launch {
             user: "0:0".into(),
             additional_groups: Vec::new(),
             rlimits: Vec::new(),
-            capabilities: Capabilities::of(bounding),
+            capabilities: Capabilities::of(u64::MAX),
             no_new_privileges: false,
             seccomp: Vec::new(),
             seccomp_flags: 0,

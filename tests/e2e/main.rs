@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bundles;
 mod cleanup;
 mod clone;
 mod commit;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         exec::tests(),
         life::tests(),
         oci::tests(),
+        bundles::tests(),
         terminal::tests(),
         volumes::tests(),
         hostile::tests(),

@@ -51,20 +51,24 @@ pub(crate) fn tests() -> Vec<Test> {
 /// A script that says "ready" and waits for TERM.
 const PATIENT: &str = "trap 'exit 4' TERM; echo ready; while :; do sleep 1; done";
 
-const PROGRAMS: [&str; 14] = [
-    "cat", "echo", "grep", "hostname", "id", "ls", "mount", "sh", "sleep", "stty", "true", "tty",
-    "uname", "test",
+const PROGRAMS: [&str; 17] = [
+    "cat", "cut", "echo", "grep", "hostname", "id", "ls", "mkdir", "mount", "sh", "sleep", "stty",
+    "test", "tr", "true", "tty", "uname",
 ];
 
 /// A bundle as an engine makes one.
-struct Bundle<'a> {
+pub(crate) struct Bundle<'a> {
     case: &'a Case<'a>,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 impl<'a> Bundle<'a> {
     /// One whose program is this script; `edit` changes the configuration.
-    fn new(case: &'a Case<'a>, script: &str, edit: impl FnOnce(&mut Value)) -> Result<Self> {
+    pub(crate) fn new(
+        case: &'a Case<'a>,
+        script: &str,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
         let path = case.path("bundle");
         let bin = path.join("rootfs/bin");
         fs::create_dir_all(&bin)?;
@@ -136,14 +140,14 @@ impl<'a> Bundle<'a> {
     }
 
     /// The same, and its script has said that it is ready.
-    fn ready(&self) -> Result<()> {
+    pub(crate) fn ready(&self) -> Result<()> {
         self.started()?;
         eventually("the script to be ready", Duration::from_secs(60), || {
             self.said("out").contains("ready").then_some(())
         })
     }
 
-    fn hrun(&self, words: &[&str]) -> Invocation {
+    pub(crate) fn hrun(&self, words: &[&str]) -> Invocation {
         self.case.hrun(words)
     }
 
@@ -174,12 +178,12 @@ impl<'a> Bundle<'a> {
     }
 
     /// What the container, or a hook, wrote there.
-    fn said(&self, file: &str) -> String {
+    pub(crate) fn said(&self, file: &str) -> String {
         fs::read_to_string(self.path.join(file)).unwrap_or_default()
     }
 
     /// The container is gone, with everything of it.
-    fn is_gone(&self) -> Result<()> {
+    pub(crate) fn is_gone(&self) -> Result<()> {
         let left = ["engines", "oci"].map(|name| self.case.state().join(name));
         for dir in left.iter().filter(|dir| dir.exists()) {
             let count = fs::read_dir(dir)?.count();

@@ -91,7 +91,8 @@ pub struct TimeOffsets {
     pub boottime: (i64, u32),
 }
 
-/// A program that runs in a container before its first process does, as root.
+/// A program that runs in a container before its first process does, as root and with every
+/// capability.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hook {
     /// Absolute path in the container.

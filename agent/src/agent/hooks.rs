@@ -65,7 +65,7 @@ impl Agent {
         let output = file("hook output")?;
         let shared = output.try_clone().map_err(system("share a file"))?;
         let root = container.root.as_fd();
-        let launch = Launch::hook(hook, container.bounding, root).map_err(failed)?;
+        let launch = Launch::hook(hook, root).map_err(failed)?;
         let ends = Ends::files(input.into(), shared).map_err(failed)?;
         let (pidfd, stack) = match twin.pidfd() {
             Some(init) => process::start_further(

@@ -50,6 +50,23 @@ fn hooks_run_in_order_in_the_container_before_the_process() {
     );
 }
 
+/// Whatever the container's processes may do.
+#[test]
+fn hooks_have_every_right() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    let mut spec = guest.container();
+    spec.capabilities = 0;
+    control.ask(Action::Create(Box::new(spec)));
+    let mut first = shell(1, "cat /tmp/log; grep CapEff /proc/self/status | cut -f 2");
+    first.capabilities = Capabilities::of(0);
+    first.hooks = vec![hook(
+        "chown 7 /tmp; chmod 700 /tmp; id -u >/tmp/log; chown 0 /tmp",
+    )];
+    let output = guest.run(&mut control, first);
+    assert_eq!(output.stdout, "0\n0000000000000000\n", "{}", output.stderr);
+}
+
 #[test]
 fn a_hook_that_fails_ends_the_container() {
     let guest = Guest::new();

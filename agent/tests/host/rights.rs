@@ -356,6 +356,7 @@ fn usual_confinement(container: &mut Container) {
         "/proc/keys",
         "/proc/timer_list",
         "/sys/firmware",
+        "/sys/dev/block",
         "/proc/version",
     ];
     let read_only = [
@@ -370,7 +371,8 @@ fn usual_confinement(container: &mut Container) {
     container.readonly_paths = read_only.map(String::from).into();
 }
 
-const CONFINED: &str = "cat /proc/version; ls -A /sys/firmware
+const CONFINED: &str = "cat /proc/version; ls -A /sys/firmware; ls -A /sys/dev/block
+    touch /sys/dev/block/x 2>/dev/null
     cat /proc/kcore /proc/timer_list 2>/dev/null | wc -c
     for at in /proc/sys/kernel/msgmax /etc/x; do
         (echo 1 >$at) 2>&1 | grep -c 'Read-only file system'
