@@ -16,6 +16,7 @@ mod exec;
 mod hostile;
 mod image;
 mod life;
+mod mirrors;
 mod pool;
 mod pull;
 mod push;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         image::tests(),
         commit::tests(),
         pull::tests(),
+        mirrors::tests(),
         push::tests(),
         store::tests(),
         debian::tests(),

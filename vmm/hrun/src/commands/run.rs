@@ -8,7 +8,7 @@ mod args;
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
-use image::{FindError, Image, PullOptions, Store};
+use image::{FindError, Image, Store};
 
 pub(crate) use args::{RunArgs, TimelineFormat, cpus, memory};
 
@@ -144,8 +144,8 @@ fn find_image(
 
 fn pull_image(store: &Store, name: &str) -> anyhow::Result<Image> {
     let reference = name.parse()?;
-    let bars = Bars::before_a_run();
-    let pulled = super::pull::pull(store, &reference, &PullOptions::default(), bars)?;
+    let options = super::pull::options(None, false)?;
+    let pulled = super::pull::pull(store, &reference, &options, Bars::before_a_run())?;
     Ok(pulled.image)
 }
 
