@@ -17,6 +17,7 @@ mod hostile;
 mod image;
 mod life;
 mod mirrors;
+mod platform;
 mod pool;
 mod pull;
 mod push;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         commit::tests(),
         pull::tests(),
         mirrors::tests(),
+        platform::tests(),
         push::tests(),
         store::tests(),
         debian::tests(),
