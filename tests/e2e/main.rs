@@ -17,7 +17,9 @@ mod exec;
 mod hostile;
 mod image;
 mod life;
+mod mirrors;
 mod oci;
+mod platform;
 mod pool;
 mod pull;
 mod push;
@@ -62,6 +64,8 @@ fn main() -> ExitCode {
         image::tests(),
         commit::tests(),
         pull::tests(),
+        mirrors::tests(),
+        platform::tests(),
         push::tests(),
         store::tests(),
         debian::tests(),

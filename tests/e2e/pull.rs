@@ -30,6 +30,7 @@ pub(crate) fn tests() -> Vec<Test> {
         a_full_disk_is_reported_when_an_image_is_pulled,
         certificates_are_checked_unless_told_otherwise,
         proxies_of_the_environment_are_used,
+        proxies_are_passed_through_but_for_those_who_need_none,
         run_pulls_as_it_is_told,
     ];
     let with_vm = crate::tests![run_pulls_what_is_missing_and_nothing_twice];
@@ -384,7 +385,7 @@ fn certificate(case: &Case) -> Result<(PathBuf, PathBuf)> {
             "-subj",
             "/CN=localhost",
             "-addext",
-            "subjectAltName=DNS:localhost",
+            "subjectAltName=DNS:localhost,DNS:registry.invalid",
         ])
         .args(["-addext", "basicConstraints=critical,CA:FALSE"])
         .args(["-keyout", &path(&key)?, "-out", &path(&certificate)?])
@@ -433,6 +434,43 @@ fn proxies_of_the_environment_are_used(case: &Case) -> Result<()> {
     );
     pull(&["--insecure"])?.exits(0)?;
     clear(case)
+}
+
+fn proxies_are_passed_through_but_for_those_who_need_none(case: &Case) -> Result<()> {
+    let (certificate, key) = certificate(case)?;
+    let registry = Registry::start_tls(case, "registry", &certificate, &key)?;
+    push(case, &registry, "busybox:test", &[])?;
+    let proxy = Proxy::start(registry.port(), |_| None)?;
+    let name = "registry.invalid/busybox:test";
+    let pull = |variables: &[(&str, &str)]| {
+        let invocation = case.hrun(["pull", name]).env("SSL_CERT_FILE", &certificate);
+        variables
+            .iter()
+            .fold(invocation, |invocation, (variable, value)| {
+                invocation.env(*variable, *value)
+            })
+            .run()
+    };
+    let address = format!("http://{}", proxy.name(""));
+    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"] {
+        pull(&[(variable, &address)])?.exits(0)?;
+        let asked = proxy.take_requests();
+        ensure!(!asked.is_empty(), "{variable} was not heard of");
+        ensure!(
+            asked
+                .iter()
+                .all(|request| request.path == "registry.invalid:443"),
+            "the proxy could read it: {asked:?}"
+        );
+        clear(case)?;
+    }
+    pull(&[("HTTPS_PROXY", &address), ("NO_PROXY", ".invalid")])?
+        .is_refused_saying(&["Failed to reach", "registry.invalid"])?;
+    pull(&[("HTTP_PROXY", &address)])?
+        .is_refused_saying(&["Failed to reach", "registry.invalid"])?;
+    ensure!(proxy.take_requests().is_empty(), "somebody asked the proxy");
+    pull(&[("HTTPS_PROXY", "http://localhost:1")])?.is_refused_saying(&["tunnel"])?;
+    Ok(())
 }
 
 fn run_pulls_as_it_is_told(case: &Case) -> Result<()> {

@@ -11,6 +11,7 @@ mod command;
 mod leaks;
 pub mod memory;
 mod mount;
+pub mod platforms;
 pub mod processes;
 mod proxy;
 mod registry;

@@ -1,11 +1,11 @@
 //! A proxy in front of a registry that does what networks and servers do wrong.
 //!
 //! It speaks as much HTTP as is needed for that: one request for each connection, of which it may
-//! change the answer.
+//! change the answer. As a proxy that clients know of it connects everybody with that registry.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::{TcpListener, TcpStream},
+    net::{Shutdown, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -158,6 +158,10 @@ fn serve(
         );
         return client.write_all(answer.as_bytes());
     }
+    if head[0].starts_with("CONNECT ") {
+        client.write_all(b"HTTP/1.1 200 Connected\r\n\r\n")?;
+        return tunnel(client, &mut input, target);
+    }
     head.retain(|line| {
         let line = line.to_ascii_lowercase();
         let is_range = line.starts_with("range:") && fault == Some(Fault::NoRanges);
@@ -170,6 +174,23 @@ fn serve(
     let head = read_head(&mut answer)?;
     client.write_all(format!("{}\r\n\r\n", head.join("\r\n")).as_bytes())?;
     pass(&mut answer, client, fault.as_ref(), ended)
+}
+
+/// Passes all on, in both directions, until both sides are done.
+fn tunnel(mut client: &TcpStream, input: &mut impl Read, target: u16) -> io::Result<()> {
+    let server = TcpStream::connect(("127.0.0.1", target))?;
+    let (mut answers, mut back) = (server.try_clone()?, client.try_clone()?);
+    let answering = thread::Builder::new()
+        .name("answers".into())
+        .spawn(move || {
+            let _ = io::copy(&mut answers, &mut back);
+            let _ = back.shutdown(Shutdown::Write);
+        })?;
+    let asked = io::copy(input, &mut &server);
+    server.shutdown(Shutdown::Write)?;
+    let _ = answering.join();
+    client.flush()?;
+    asked.map(drop)
 }
 
 /// Passes a body on as far as `fault` lets it.

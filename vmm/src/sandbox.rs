@@ -22,8 +22,8 @@ use std::{
 
 use rustix::{
     fs::{
-        CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, ftruncate, mkdirat, openat,
-        openat2, readlink,
+        CWD, FileType, Mode, OFlags, ResolveFlags, fchmod, fstat, mkdirat, openat, openat2,
+        readlink,
     },
     io::Errno,
     mount::{
@@ -129,13 +129,6 @@ fn assemble(
 
     let base = tmpfs().map_err(step("make a root file system"))?;
     attach(base.as_fd(), CWD, mount_point).map_err(step("mount a root file system"))?;
-    let base = openat(
-        CWD,
-        mount_point,
-        OFlags::PATH | OFlags::DIRECTORY,
-        Mode::empty(),
-    )
-    .map_err(step("open the root file system"))?;
     for (path, directory) in kept {
         let relative = path.strip_prefix("/").unwrap_or(path);
         make_directories(base.as_fd(), relative)
@@ -232,7 +225,7 @@ fn share_root(share: &ShareConfig) -> Result<ShareRoot, SandboxError> {
             .map_err(failed(&lower[0])),
         ShareSource::Overlay { lower, upper, work } => {
             let upper = upper.as_deref().zip(work.as_deref());
-            overlay(lower, upper, share.read_only)
+            overlay(lower, upper, share.read_only, &[])
                 .map(ShareRoot::Mount)
                 .map_err(failed(upper.map_or(lower[0].as_path(), |(upper, _)| upper)))
         }
@@ -291,12 +284,13 @@ fn fill(share: &ShareConfig, root: BorrowedFd<'_>) -> rustix::io::Result<()> {
 fn write_file(root: BorrowedFd<'_>, file: &SharedFile) -> rustix::io::Result<()> {
     open_or_make(root, file.path.parent().unwrap_or(Path::new("/")))?;
     let mode = Mode::from_raw_mode(file.mode);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    // Only regular files are truncated by that, and overlayfs then copies nothing up.
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let opened = openat2(root, &file.path, flags, mode, IN_ROOT)?;
     if FileType::from_raw_mode(fstat(&opened)?.st_mode) != FileType::RegularFile {
         return Err(Errno::INVAL);
     }
-    ftruncate(&opened, 0)?;
     fchmod(&opened, mode)?;
     let mut content = file.content.as_bytes();
     while !content.is_empty() {
@@ -353,10 +347,21 @@ const MOUNT_ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV
     .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
     .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
+/// What the host may have made overlayfs's default, off: an upper directory that refers to layers
+/// for its contents, or to handles of their files, can be read neither without them nor with copies
+/// of them.
+const SELF_CONTAINED: [(&str, &str); 3] = [
+    ("redirect_dir", "off"),
+    ("metacopy", "off"),
+    ("index", "off"),
+];
+
+/// Mounts an overlayfs. `defaults` are options that those of [`SELF_CONTAINED`] override.
 fn overlay(
     lower: &[PathBuf],
     upper: Option<(&Path, &Path)>,
     read_only: bool,
+    defaults: &[(&str, &str)],
 ) -> rustix::io::Result<OwnedFd> {
     let attributes = if read_only {
         MOUNT_ATTRIBUTES | MountAttrFlags::MOUNT_ATTR_RDONLY
@@ -375,6 +380,9 @@ fn overlay(
         if let Some((upper, work)) = upper {
             set("upperdir", upper)?;
             set("workdir", work)?;
+            for (key, value) in defaults.iter().chain(&SELF_CONTAINED) {
+                fsconfig_set_string(context.as_fd(), *key, *value)?;
+            }
         }
         fsconfig_create(context.as_fd())?;
         fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
@@ -454,7 +462,7 @@ fn make_directories(base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, thread};
+    use std::{fs, os::unix::fs::PermissionsExt, thread};
 
     use super::*;
     use crate::config::CollectionEntry;
@@ -601,6 +609,41 @@ mod tests {
             assert_eq!(fs::read_to_string(path("upper/one")).unwrap(), "changed");
             assert_eq!(fs::read_to_string(path("base/one")).unwrap(), "base");
         }
+    }
+
+    #[test]
+    fn an_upper_directory_can_be_read_without_its_layers_whatever_the_host_prefers() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIPPED: a mount needs root");
+            return;
+        }
+        let host = tempfile::tempdir().unwrap();
+        let path = |name: &str| host.path().join(name);
+        fs::create_dir_all(path("base/directory")).unwrap();
+        fs::write(path("base/directory/file"), "content").unwrap();
+        for name in ["upper", "work"] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        let (upper, work) = (path("upper"), path("work"));
+        let preferred = ["redirect_dir", "metacopy", "index"].map(|key| (key, "on"));
+        let mount = overlay(&[path("base")], Some((&upper, &work)), false, &preferred).unwrap();
+        // By a path, as rename(2) of the standard library has no other way.
+        let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+        let renamed = fs::rename(root.join("directory"), root.join("other"));
+        assert_eq!(
+            renamed.unwrap_err().raw_os_error(),
+            Some(libc::EXDEV),
+            "mv shall copy it"
+        );
+        let mode = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(root.join("directory/file"), mode).unwrap();
+        let copied = path("upper/directory/file");
+        assert_eq!(fs::read_to_string(&copied).unwrap(), "content");
+        let mut names = vec![0_u8; 4096];
+        let length = rustix::fs::listxattr(&copied, &mut names).unwrap();
+        let names = String::from_utf8_lossy(&names[..length]).into_owned();
+        assert!(!names.contains("metacopy"), "{names}");
+        assert!(!path("work/index").exists());
     }
 
     #[test]

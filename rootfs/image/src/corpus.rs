@@ -224,6 +224,7 @@ impl Place {
             platform: "linux/amd64".parse().unwrap(),
             access: Access::default(),
             credentials: AuthFiles::default(),
+            ..PullOptions::default()
         };
         let pulled = self
             .store(&made.limits)

@@ -34,12 +34,21 @@ pub struct Image {
 }
 
 impl Image {
-    /// The platform of its programs, as `linux/amd64`, and whether this machine runs them.
+    /// The platform of its programs, as `linux/arm/v7`, and whether this machine runs them.
     pub fn platform(&self) -> (String, bool) {
         let os = self.config.os().to_string();
         let architecture = self.config.architecture().to_string();
         let runs = Platform::host().is(&os, &architecture);
-        (format!("{os}/{architecture}"), runs)
+        let variant = self.config.variant().iter();
+        let variant: String = variant.map(|variant| format!("/{variant}")).collect();
+        (format!("{os}/{architecture}{variant}"), runs)
+    }
+
+    /// Whether its programs are for `platform`, and for no other variant of it.
+    pub fn is_for(&self, platform: &Platform) -> bool {
+        let os = self.config.os().to_string();
+        let architecture = self.config.architecture().to_string();
+        platform.is_exactly(&os, &architecture, self.config.variant().as_deref())
     }
 
     /// The unpacked layers as overlayfs wants its lower directories: topmost first.

@@ -32,6 +32,18 @@ impl Platform {
         }
     }
 
+    /// Whether this machine runs programs for this platform.
+    pub fn runs_here(&self) -> bool {
+        self.architecture == Self::host().architecture
+    }
+
+    /// Whether that is what an image for `os`, `architecture` and `variant` is for, no better and
+    /// no worse. An image that does not say its variant is for the first one.
+    pub(crate) fn is_exactly(&self, os: &str, architecture: &str, variant: Option<&str>) -> bool {
+        self.is(os, architecture)
+            && further(architecture, self.variant.as_deref()) == further(architecture, variant)
+    }
+
     /// Whether an image for `os` and `architecture` is one for this platform.
     pub(crate) fn is(&self, os: &str, architecture: &str) -> bool {
         os == OS && architecture == self.architecture
@@ -132,6 +144,11 @@ impl FromStr for Platform {
     }
 }
 
+/// A variant, unless it is the first one of its architecture.
+fn further<'a>(architecture: &str, variant: Option<&'a str>) -> Option<&'a str> {
+    variant.filter(|variant| !matches!((architecture, *variant), ("amd64", "v1") | ("arm64", "v8")))
+}
+
 /// The name that images have for an architecture.
 fn canonical(architecture: &str) -> &str {
     match architecture {
@@ -204,6 +221,24 @@ mod tests {
             assert!(!host.admits(descriptor, &mut others));
         }
         assert_eq!(others, ["linux/arm/v7"]);
+    }
+
+    #[test]
+    fn an_image_of_another_variant_is_another() {
+        let is = |wanted: &str, architecture, variant| {
+            let wanted: Platform = wanted.parse().unwrap();
+            wanted.is_exactly("linux", architecture, variant)
+        };
+        assert!(is("linux/amd64", "amd64", None));
+        assert!(is("linux/amd64", "amd64", Some("v1")));
+        assert!(is("linux/arm64/v8", "arm64", None));
+        assert!(is("linux/arm/v7", "arm", Some("v7")));
+        assert!(!is("linux/amd64", "arm64", None));
+        assert!(!is("linux/amd64", "amd64", Some("v3")));
+        assert!(!is("linux/amd64/v3", "amd64", None));
+        assert!(!is("linux/arm/v7", "arm", Some("v6")));
+        let windows = Platform::host();
+        assert!(!windows.is_exactly("windows", &windows.architecture, None));
     }
 
     #[test]

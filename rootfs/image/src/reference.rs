@@ -110,6 +110,24 @@ impl Reference {
         name
     }
 
+    /// The same image where another registry has it, below `prefix` if that has one.
+    pub(crate) fn moved(&self, registry: &str, prefix: Option<&str>) -> Self {
+        let mut name = self.clone();
+        name.registry = registry.to_owned();
+        if let Some(prefix) = prefix {
+            name.repository = format!("{prefix}/{}", self.repository);
+        }
+        name
+    }
+
+    /// Whether `path` can be a repository's name, or its beginning.
+    pub(crate) fn check_repository(path: &str) -> Result<(), ReferenceError> {
+        check_repository(path).map_err(|reason| ReferenceError {
+            name: shown(path),
+            reason,
+        })
+    }
+
     /// The same repository with `tag`, and no digest.
     pub(crate) fn with_tag(name: &str, tag: &str) -> Result<Self, ReferenceError> {
         format!("{name}:{tag}").parse()

@@ -7,20 +7,22 @@
 //!
 //! A registry is as hostile as an archive: no answer is read further than it may be long, none
 //! makes us talk in plain text to others than this machine, and credentials go to the registry
-//! and the token server that it names only, encrypted.
+//! and the token server that it names only, encrypted. A mirror is a registry in all that, with
+//! credentials of its own.
 
 mod authorization;
 mod backoff;
 mod challenge;
 mod credentials;
 mod download;
+mod endpoint;
 mod error;
+mod mirrors;
 mod token;
 mod transport;
 mod upload;
 
 use std::sync::Once;
-use std::time::Duration;
 
 use oci_spec::image::MediaType;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
@@ -30,6 +32,7 @@ use serde::Deserialize;
 pub use challenge::{Challenge, parse_challenges};
 pub use credentials::{AuthFiles, Credentials, CredentialsError, HelperError};
 pub use error::RegistryError;
+pub use mirrors::{Mirrors, MirrorsError};
 pub use token::{TokenError, parse_token};
 
 use crate::manifest::Kind;
@@ -37,11 +40,11 @@ use crate::{Digest, Limits, Progress, Reference, digest};
 use authorization::{Authorization, Purpose};
 use backoff::Backoff;
 pub(crate) use download::DownloadError;
-use transport::{Transport, is_loopback};
+pub(crate) use endpoint::Endpoint;
+use endpoint::Scheme;
+use transport::Transport;
 pub(crate) use upload::{UploadError, Uploaded};
 
-/// Docker Hub's interface is not where its name leads.
-const HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 /// The documents that we understand, for `Accept`.
 const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
      application/vnd.oci.image.manifest.v1+json, \
@@ -55,9 +58,6 @@ const MESSAGE_MAX: u64 = 16 << 10;
 const SHOWN_MAX: usize = 300;
 /// Bytes of a token server's answer.
 const TOKEN_ANSWER_MAX: u64 = 256 << 10;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Silence after which a connection is given up.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 const REDIRECTS_MAX: usize = 10;
 
 /// How a registry is to be talked to.
@@ -85,25 +85,18 @@ pub(crate) struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    /// Prepares to talk to the registry of `reference`, and finds out how that can be reached
+    /// Prepares to talk to `endpoint` about `reference`, and finds out how that can be reached
     /// where there is a choice.
     pub(crate) async fn connect(
+        endpoint: &Endpoint,
         reference: &Reference,
         credentials: Option<Credentials>,
-        access: &Access,
         progress: &'a dyn Progress,
     ) -> Result<Self, RegistryError> {
         let repository = reference.repository().to_owned();
         let scopes = vec![format!("repository:{repository}:pull")];
         let authorization = Authorization::new(credentials, scopes, Purpose::Read);
-        Self::new(
-            reference.registry(),
-            repository,
-            authorization,
-            access,
-            progress,
-        )
-        .await
+        Self::new(endpoint, repository, authorization, progress).await
     }
 
     /// [`Client::connect`] to put something there. `others` are repositories of the registry from
@@ -123,45 +116,37 @@ impl<'a> Client<'a> {
                 .map(|other| format!("repository:{other}:pull")),
         );
         let authorization = Authorization::new(credentials, scopes, Purpose::Write);
-        Self::new(
-            reference.registry(),
-            repository,
-            authorization,
-            access,
-            progress,
-        )
-        .await
+        let endpoint = Endpoint::registry(reference.registry(), access);
+        Self::new(&endpoint, repository, authorization, progress).await
     }
 
     async fn new(
-        registry: &str,
+        endpoint: &Endpoint,
         repository: String,
         authorization: Authorization,
-        access: &Access,
         progress: &'a dyn Progress,
     ) -> Result<Self, RegistryError> {
-        let transport = Transport::new(registry, access, progress)?;
-        let host = if registry == HUB.0 { HUB.1 } else { registry };
         let mut client = Self {
-            transport,
-            base: address("https", host)?,
+            transport: Transport::new(endpoint, progress)?,
+            base: endpoint.address(endpoint.scheme.unwrap_or(Scheme::Https))?,
             repository,
             authorization,
         };
-        if access.insecure || is_loopback(&client.base) {
-            client.find_scheme(host).await?;
+        let has_choice = endpoint.insecure || client.transport.is_local();
+        if has_choice && endpoint.scheme.is_none() {
+            client.find_scheme(endpoint).await?;
         }
         Ok(client)
     }
 
     /// Finds out whether a registry that may be asked in plain text speaks TLS.
-    async fn find_scheme(&mut self, host: &str) -> Result<(), RegistryError> {
+    async fn find_scheme(&mut self, endpoint: &Endpoint) -> Result<(), RegistryError> {
         let what = "its interface";
         let request = || self.transport.http.get(self.base.clone());
         let Err(encrypted) = request().send().await else {
             return Ok(());
         };
-        let plain = address("http", host)?;
+        let plain = endpoint.address(Scheme::Http)?;
         let request = || self.transport.http.get(plain.clone());
         let response = self
             .transport
@@ -398,7 +383,8 @@ pub fn check_login(
 ) -> Result<(), RegistryError> {
     run(async {
         let authorization = Authorization::new(Some(credentials), Vec::new(), Purpose::Read);
-        let client = Client::new(registry, String::new(), authorization, access, progress).await?;
+        let endpoint = Endpoint::registry(registry, access);
+        let client = Client::new(&endpoint, String::new(), authorization, progress).await?;
         let what = "a login";
         let mut backoff = Backoff::default();
         let response = client
@@ -422,10 +408,4 @@ pub(crate) fn run<T, E: From<RegistryError>>(
         .build()
         .map_err(RegistryError::Runtime)?
         .block_on(future)
-}
-
-/// The address of a registry's interface.
-fn address(scheme: &str, host: &str) -> Result<Url, RegistryError> {
-    let text = format!("{scheme}://{host}/v2/");
-    Url::parse(&text).map_err(|_| RegistryError::Address(text))
 }

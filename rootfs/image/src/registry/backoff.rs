@@ -3,12 +3,34 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, SystemTime};
 
-/// Failures in a row, without a byte of progress between them, after which it is given up.
-const FAILURES_MAX: u32 = 6;
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(20);
-/// A server that wants to be left alone for longer is obeyed by giving up.
-const OBEYED_MAX: Duration = Duration::from_secs(120);
+
+/// How much is borne before it is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Patience {
+    /// Failures in a row, without a byte of progress between them.
+    failures_max: u32,
+    /// Failures to connect: a network that comes back, not a wrong name.
+    pub(super) connect_failures_max: u32,
+    /// A server that wants to be left alone for longer is obeyed by giving up.
+    obeyed_max: Duration,
+}
+
+impl Patience {
+    /// Nobody else can be asked.
+    pub(super) const ALONE: Self = Self {
+        failures_max: 6,
+        connect_failures_max: 3,
+        obeyed_max: Duration::from_secs(120),
+    };
+    /// Somebody else can.
+    pub(super) const AMONG_OTHERS: Self = Self {
+        failures_max: 2,
+        connect_failures_max: 1,
+        obeyed_max: Duration::from_secs(2),
+    };
+}
 
 /// Counts the failures of one request.
 #[derive(Debug, Default)]
@@ -32,13 +54,13 @@ impl Backoff {
     }
 
     /// Counts a failure. `retry_after` is what the server said about it.
-    pub(super) fn failed(&mut self, retry_after: Option<Duration>) -> Verdict {
+    pub(super) fn failed(&mut self, retry_after: Option<Duration>, patience: Patience) -> Verdict {
         self.failures += 1;
-        if self.failures >= FAILURES_MAX {
+        if self.failures >= patience.failures_max {
             return Verdict::GiveUp;
         }
         if let Some(wait) = retry_after {
-            return if wait > OBEYED_MAX {
+            return if wait > patience.obeyed_max {
                 Verdict::TooLong(wait)
             } else {
                 Verdict::TryAfter(wait)
@@ -70,21 +92,21 @@ mod tests {
     fn waits_grow_to_a_limit_and_end() {
         let mut backoff = Backoff::default();
         let mut expected = FIRST;
-        for _ in 1..FAILURES_MAX {
-            let Verdict::TryAfter(wait) = backoff.failed(None) else {
+        for _ in 1..Patience::ALONE.failures_max {
+            let Verdict::TryAfter(wait) = backoff.failed(None, Patience::ALONE) else {
                 panic!("given up too early");
             };
             assert!(wait <= expected && wait >= expected / 2, "{wait:?}");
             expected = (expected * 2).min(LONGEST);
         }
-        assert_eq!(backoff.failed(None), Verdict::GiveUp);
+        assert_eq!(backoff.failed(None, Patience::ALONE), Verdict::GiveUp);
     }
 
     #[test]
     fn progress_begins_a_new_count() {
         let mut backoff = Backoff::default();
         for _ in 0..100 {
-            assert_ne!(backoff.failed(None), Verdict::GiveUp);
+            assert_ne!(backoff.failed(None, Patience::ALONE), Verdict::GiveUp);
             backoff.progressed();
         }
     }
@@ -93,9 +115,12 @@ mod tests {
     fn the_server_s_word_is_obeyed_within_reason() {
         let mut backoff = Backoff::default();
         let wait = Duration::from_secs(7);
-        assert_eq!(backoff.failed(Some(wait)), Verdict::TryAfter(wait));
+        let mut said = |wait| backoff.failed(Some(wait), Patience::ALONE);
+        assert_eq!(said(wait), Verdict::TryAfter(wait));
         let hours = Duration::from_secs(7200);
-        assert_eq!(backoff.failed(Some(hours)), Verdict::TooLong(hours));
+        assert_eq!(said(hours), Verdict::TooLong(hours));
+        let among_others = Backoff::default().failed(Some(wait), Patience::AMONG_OTHERS);
+        assert_eq!(among_others, Verdict::TooLong(wait));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::error::Error as _;
 use std::io;
-use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::RETRY_AFTER;
@@ -10,15 +9,10 @@ use reqwest::redirect::Policy;
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::backoff::{Backoff, Verdict, parse_retry_after};
-use super::{
-    Access, CONNECT_TIMEOUT, HUB, MESSAGE_MAX, REDIRECTS_MAX, RegistryError, SHOWN_MAX,
-    SILENCE_MAX, address,
-};
+use super::backoff::{Backoff, Patience, Verdict, parse_retry_after};
+use super::endpoint::{Endpoint, Rule};
+use super::{MESSAGE_MAX, REDIRECTS_MAX, RegistryError, SHOWN_MAX};
 use crate::Progress;
-
-/// Failures to connect that are waited for: a network that comes back, not a wrong name.
-const CONNECT_FAILURES_MAX: u32 = 3;
 
 /// HTTP to one registry.
 pub(super) struct Transport<'a> {
@@ -28,45 +22,23 @@ pub(super) struct Transport<'a> {
     pub(super) registry: String,
     progress: &'a dyn Progress,
     rule: Rule,
-}
-
-/// Which addresses may be asked.
-#[derive(Debug, Clone, Copy)]
-struct Rule {
-    insecure: bool,
-    /// The registry is on this machine, and may send us elsewhere on it.
-    local: bool,
-}
-
-impl Rule {
-    fn permits(self, url: &Url) -> bool {
-        match url.scheme() {
-            "https" => true,
-            "http" => self.insecure || (self.local && is_loopback(url)),
-            _ => false,
-        }
-    }
+    patience: Patience,
 }
 
 impl<'a> Transport<'a> {
     pub(super) fn new(
-        registry: &str,
-        access: &Access,
+        endpoint: &Endpoint,
         progress: &'a dyn Progress,
     ) -> Result<Self, RegistryError> {
-        let host = if registry == HUB.0 { HUB.1 } else { registry };
-        let rule = Rule {
-            insecure: access.insecure,
-            local: is_loopback(&address("https", host)?),
-        };
+        let rule = endpoint.rule()?;
         let client = |silence: Option<Duration>| {
             let mut builder = reqwest::Client::builder()
                 .user_agent(concat!("hrun/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT_TIMEOUT)
-                .redirect(redirects(rule))
+                .connect_timeout(endpoint.connect_timeout)
+                .redirect(redirects(rule.clone()))
                 // This is where tries are counted.
                 .retry(reqwest::retry::never())
-                .tls_danger_accept_invalid_certs(access.insecure);
+                .tls_danger_accept_invalid_certs(endpoint.insecure);
             if let Some(silence) = silence {
                 builder = builder.read_timeout(silence);
             }
@@ -77,12 +49,17 @@ impl<'a> Transport<'a> {
             builder.build().map_err(RegistryError::Client)
         };
         Ok(Self {
-            http: client(Some(SILENCE_MAX))?,
+            http: client(Some(endpoint.silence_max))?,
             uploads: client(None)?,
-            registry: registry.to_owned(),
+            registry: endpoint.name.clone(),
             progress,
             rule,
+            patience: endpoint.patience,
         })
+    }
+
+    pub(super) fn is_local(&self) -> bool {
+        self.rule.local
     }
 
     pub(super) fn permits(&self, url: &Url) -> bool {
@@ -105,7 +82,7 @@ impl<'a> Transport<'a> {
                 Ok(response) => return Ok(response),
                 Err(err) => {
                     unconnected += u32::from(err.is_connect());
-                    if is_final(&err) || unconnected >= CONNECT_FAILURES_MAX {
+                    if is_final(&err) || unconnected >= self.patience.connect_failures_max {
                         return Err(self.unreachable(what, err));
                     }
                     self.wait(backoff, what, Some(err)).await?;
@@ -126,7 +103,7 @@ impl<'a> Transport<'a> {
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| parse_retry_after(value, SystemTime::now()));
-        match backoff.failed(wait) {
+        match backoff.failed(wait, self.patience) {
             Verdict::GiveUp => Err(self.status(response, what).await),
             verdict => {
                 let problem = format!("answers {}", response.status());
@@ -143,7 +120,7 @@ impl<'a> Transport<'a> {
         what: &str,
         source: Option<reqwest::Error>,
     ) -> Result<(), RegistryError> {
-        let verdict = backoff.failed(None);
+        let verdict = backoff.failed(None, self.patience);
         if verdict == Verdict::GiveUp {
             return Err(RegistryError::Broken {
                 registry: self.registry.clone(),
@@ -275,17 +252,6 @@ pub(super) fn is_final(err: &reqwest::Error) -> bool {
     false
 }
 
-/// Whether an address is on this machine by its name.
-pub(super) fn is_loopback(url: &Url) -> bool {
-    match url.host_str() {
-        Some("localhost" | "[::1]") => true,
-        Some(host) => host
-            .parse::<Ipv4Addr>()
-            .is_ok_and(|host| host.is_loopback()),
-        None => false,
-    }
-}
-
 /// The first message in a registry's list of errors, in printable characters.
 fn message(bytes: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
@@ -317,43 +283,6 @@ fn message(bytes: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn rule(insecure: bool, local: bool) -> impl Fn(&str) -> bool {
-        move |url| Rule { insecure, local }.permits(&Url::parse(url).unwrap())
-    }
-
-    #[test]
-    fn plain_text_is_for_this_machine_or_for_those_who_ask_for_it() {
-        let remote = rule(false, false);
-        assert!(remote("https://r.example/v2/"));
-        for url in [
-            "http://r.example/",
-            "http://localhost/",
-            "ftp://r.example/",
-            "file:///etc",
-        ] {
-            assert!(!remote(url), "{url}");
-        }
-        let local = rule(false, true);
-        for url in [
-            "http://localhost:5000/",
-            "http://127.0.0.1/",
-            "http://127.1.2.3/",
-            "http://[::1]:1/",
-        ] {
-            assert!(local(url), "{url}");
-        }
-        for url in [
-            "http://r.example/",
-            "http://localhost.example/",
-            "http://127.0.0.1.example/",
-            "http://10.0.0.1/",
-        ] {
-            assert!(!local(url), "{url}");
-        }
-        assert!(rule(true, false)("http://r.example/"));
-        assert!(!rule(true, true)("file:///etc/passwd"));
-    }
 
     #[test]
     fn what_a_registry_says_is_shown_without_control_characters() {

@@ -17,8 +17,9 @@ use reqwest::header::{
 use reqwest::{Body, RequestBuilder, Response, StatusCode, Url};
 
 use super::backoff::Backoff;
+use super::endpoint::SILENCE_MAX;
 use super::transport::{is_final, is_temporary};
-use super::{CONTENT_DIGEST, Client, RegistryError, SILENCE_MAX};
+use super::{CONTENT_DIGEST, Client, RegistryError};
 use crate::progress::Task;
 use crate::{Digest, Progress, digest};
 

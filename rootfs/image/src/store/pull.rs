@@ -4,6 +4,8 @@
 //! layers that the store does not have, and loads that as any other layout: there is one way into
 //! the store. Layers are downloaded to `downloads/`, from where an interrupted pull goes on.
 
+mod resolve;
+
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -11,29 +13,25 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use oci_spec::image::Descriptor;
 use rustix::fs::FlockOperation;
 
+use self::resolve::Resolved;
 use super::downloads::Held;
 use super::load::LoadError;
 use super::{Store, StoreError, Workspace};
 use crate::index::Index;
-use crate::manifest::{self, Kind, ManifestError};
 use crate::progress::Notes;
 use crate::registry::{
-    self, Access, AuthFiles, Client, CredentialsError, Document, DownloadError, RegistryError,
+    self, Access, AuthFiles, Client, CredentialsError, Document, DownloadError, Endpoint, Mirrors,
+    RegistryError,
 };
 use crate::source::{Candidate, Files, Source};
-use crate::{Digest, Image, Limits, Platform, Progress, Reference, digest};
+use crate::{Digest, Image, Platform, Progress, Reference, digest};
 
 /// Layers that are downloaded at the same time.
 const PARALLEL: usize = 4;
 /// Where a layout has its blobs.
 const BLOBS: &str = "blobs/sha256";
-/// Documents that are looked at before an image is found: an index in an index is rare.
-const INDEXES_MAX: usize = 8;
-/// The most that one index may list.
-const MANIFESTS_MAX: usize = 1000;
 /// How often layers may be removed under a pull.
 const ATTEMPTS: usize = 3;
 
@@ -46,6 +44,8 @@ pub struct PullOptions {
     pub access: Access,
     /// Where credentials for it may be.
     pub credentials: AuthFiles,
+    /// Who is asked before it.
+    pub mirrors: Mirrors,
 }
 
 impl Default for PullOptions {
@@ -54,6 +54,7 @@ impl Default for PullOptions {
             platform: Platform::host(),
             access: Access::default(),
             credentials: AuthFiles::from_env(),
+            mirrors: Mirrors::default(),
         }
     }
 }
@@ -84,15 +85,29 @@ pub enum PullError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The registry, after its mirrors. What they said is part of the message: it is the registry's
+    /// trouble that ends a pull.
+    #[error("No mirror of {registry} had it either: {}", mirrors.join("; "))]
+    Mirrored {
+        /// The registry.
+        registry: String,
+        /// Each mirror, with why it had nothing.
+        mirrors: Vec<String>,
+        /// Why the registry had nothing.
+        source: Box<PullError>,
+    },
 }
 
-/// What a registry has for a name and a machine.
-struct Resolved {
-    /// Of the name.
-    digest: Digest,
-    manifest: Document,
-    config: Vec<u8>,
-    config_digest: Digest,
+impl PullError {
+    /// Whether this may be otherwise elsewhere. Content that is not what it shall be is no trouble
+    /// to be overlooked, and our own is the same with everybody.
+    fn is_worth_another_source(&self) -> bool {
+        match self {
+            Self::Registry(err) => !matches!(err, RegistryError::Digest { .. }),
+            Self::Credentials(_) => true,
+            Self::Load(_) | Self::Store(_) | Self::Mirrored { .. } => false,
+        }
+    }
 }
 
 impl Store {
@@ -101,7 +116,8 @@ impl Store {
     /// Only what the store does not have is downloaded; what an interrupted pull left is continued.
     /// Every document and layer is checked as [`Store::load`] does it before anything is visible.
     /// The image gets the name `reference`; with a digest, the tag in it does not count, as docker
-    /// has it. This blocks, and may end the process at any time: nothing but `downloads/` stays.
+    /// has it. Mirrors are asked first, one after the other, and then the registry; each by its own
+    /// name with its own credentials. This blocks, and may end the process at any time: nothing but `downloads/` stays.
     pub fn pull(
         &self,
         reference: &Reference,
@@ -109,11 +125,41 @@ impl Store {
         progress: &dyn Progress,
     ) -> Result<Pulled, PullError> {
         self.clear_old_downloads()?;
-        let credentials = options.credentials.find(reference)?;
+        let mut failed = Vec::new();
+        for mirror in options.mirrors.of(reference.registry()) {
+            let name = mirror.name(reference);
+            match self.pull_from(&mirror.endpoint(), &name, reference, options, progress) {
+                Err(err) if err.is_worth_another_source() => {
+                    failed.push(format!("{mirror}: {}", chain(&err)));
+                }
+                done => return done.inspect(|_| note_failures(&failed, progress)),
+            }
+        }
+        let endpoint = Endpoint::registry(reference.registry(), &options.access);
+        match self.pull_from(&endpoint, reference, reference, options, progress) {
+            Err(source) if !failed.is_empty() => Err(PullError::Mirrored {
+                registry: reference.registry().to_owned(),
+                mirrors: failed,
+                source: Box::new(source),
+            }),
+            done => done.inspect(|_| note_failures(&failed, progress)),
+        }
+    }
+
+    /// Pulls `reference` from `endpoint`, which calls it `name`.
+    fn pull_from(
+        &self,
+        endpoint: &Endpoint,
+        name: &Reference,
+        reference: &Reference,
+        options: &PullOptions,
+        progress: &dyn Progress,
+    ) -> Result<Pulled, PullError> {
+        let credentials = options.credentials.find(name)?;
         let before = self.read_index()?.id_of(reference).cloned();
         registry::run(async {
-            let client = Client::connect(reference, credentials, &options.access, progress).await?;
-            let resolved = self.resolve(&client, reference, &options.platform).await?;
+            let client = Client::connect(endpoint, name, credentials, progress).await?;
+            let resolved = self.resolve(&client, name, &options.platform).await?;
             let image = self
                 .fetch(&client, reference, &resolved, options, progress)
                 .await?;
@@ -122,91 +168,6 @@ impl Store {
                 digest: resolved.digest,
                 image,
             })
-        })
-    }
-
-    /// Finds the manifest for `platform`, and its configuration.
-    async fn resolve(
-        &self,
-        client: &Client<'_>,
-        reference: &Reference,
-        platform: &Platform,
-    ) -> Result<Resolved, RegistryError> {
-        let limit = self.limits.manifest_bytes;
-        let name = reference.digest().or(reference.tag()).unwrap_or_default();
-        let first = client.manifest(name, limit).await?;
-        let digest = first.digest.clone();
-        let mut others = Vec::new();
-        let mut indexes = 0;
-        let mut waiting: Vec<Descriptor> = Vec::new();
-        let mut document = first;
-        let manifest = loop {
-            if Kind::of(&document.media_type) == Kind::Manifest {
-                break document;
-            }
-            indexes += 1;
-            let absurd = |reason| RegistryError::Absurd {
-                registry: reference.registry().to_owned(),
-                what: reference.to_string(),
-                reason,
-            };
-            let index = manifest::parse_index(&document.bytes)
-                .map_err(|source| unusable(reference, &document.digest, source))?;
-            if index.manifests().len() > MANIFESTS_MAX {
-                return Err(absurd("it lists too much"));
-            }
-            // The best one is on top.
-            waiting.extend(platform.order(&index).into_iter().rev().cloned());
-            let next = loop {
-                let Some(descriptor) = waiting.pop() else {
-                    return Err(no_image(reference, platform, others));
-                };
-                let known = matches!(
-                    Kind::of(descriptor.media_type()),
-                    Kind::Manifest | Kind::Index
-                );
-                if known && platform.admits(&descriptor, &mut others) {
-                    break descriptor;
-                }
-            };
-            if indexes == INDEXES_MAX {
-                return Err(absurd("it has too many indexes in it"));
-            }
-            if next.size() > limit {
-                return Err(too_large(
-                    reference,
-                    next.digest(),
-                    limit,
-                    Limits::MANIFEST_SIZE,
-                ));
-            }
-            document = client.manifest(next.digest().as_ref(), limit).await?;
-        };
-        let parsed = manifest::parse_manifest(&manifest.bytes, &self.limits)
-            .map_err(|source| unusable(reference, &manifest.digest, source))?;
-        let config = parsed.config;
-        if config.size() > limit {
-            return Err(too_large(
-                reference,
-                config.digest(),
-                limit,
-                Limits::MANIFEST_SIZE,
-            ));
-        }
-        let layer_limit = self.limits.layer_bytes;
-        if let Some((layer, _)) = parsed.layers.iter().find(|(l, _)| l.size() > layer_limit) {
-            return Err(too_large(
-                reference,
-                layer.digest(),
-                layer_limit,
-                Limits::LAYER_SIZE,
-            ));
-        }
-        Ok(Resolved {
-            digest,
-            manifest,
-            config: client.document(config.digest(), config.size()).await?,
-            config_digest: config.digest().clone(),
         })
     }
 
@@ -390,41 +351,22 @@ fn missing(index: &Index, candidate: &Candidate, blobs: &Path) -> BTreeMap<Strin
     missing
 }
 
-fn unusable(reference: &Reference, digest: &Digest, source: ManifestError) -> RegistryError {
-    RegistryError::Document {
-        registry: reference.registry().to_owned(),
-        what: format!("{reference} ({digest})"),
-        source,
+/// Says which mirrors were of no use, now that another source was: else the error does.
+fn note_failures(failed: &[String], progress: &dyn Progress) {
+    for why in failed {
+        progress.note(&format!("It went on without the mirror {why}"));
     }
 }
 
-fn too_large(
-    reference: &Reference,
-    digest: &Digest,
-    limit: u64,
-    setting: &'static str,
-) -> RegistryError {
-    RegistryError::OverLimit {
-        registry: reference.registry().to_owned(),
-        what: format!("{digest} of {reference}"),
-        limit,
-        setting,
+/// An error with its causes, on one line.
+fn chain(err: &dyn std::error::Error) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        text.push_str(&format!(": {err}"));
+        cause = err.source();
     }
-}
-
-fn no_image(reference: &Reference, platform: &Platform, mut others: Vec<String>) -> RegistryError {
-    let (registry, what) = (reference.registry().to_owned(), reference.to_string());
-    if others.is_empty() {
-        return RegistryError::Empty { registry, what };
-    }
-    others.sort();
-    others.dedup();
-    RegistryError::Platform {
-        registry,
-        what,
-        wanted: platform.to_string(),
-        found: others,
-    }
+    text
 }
 
 #[cfg(test)]

@@ -1,8 +1,13 @@
 //! `hrun pull`: brings images from registries into the store.
 
+use std::env;
+
 use anyhow::Context;
 use clap::ValueEnum;
-use image::{Platform, PullOptions, Pulled, Reference, Store, registry::Access};
+use image::{
+    Platform, PullOptions, Pulled, Reference, Store,
+    registry::{Access, Mirrors},
+};
 
 use super::image::{open_store_to_fill, progress::Bars};
 use crate::dirs::Dirs;
@@ -18,7 +23,12 @@ Examples:
 
 What was interrupted goes on where it stopped. Credentials are those of docker and podman
 (REGISTRY_AUTH_FILE, auth.json, ~/.docker/config.json and credential helpers) and of `hrun login`;
-proxies are taken from HTTP_PROXY, HTTPS_PROXY and NO_PROXY.")]
+proxies are taken from HTTP_PROXY, HTTPS_PROXY and NO_PROXY.
+
+Mirrors that are asked before a registry are taken from HRUN_MIRRORS, as REGISTRY=MIRROR with commas
+between, such as docker.io=http://localhost:5001,quay.io=https://mirror.example/quay. A registry's
+mirrors are asked in their order, and the registry last. A mirror has logins of its own. With
+http:// it is asked in plain text, which otherwise only one on this machine is.")]
 pub(crate) struct PullArgs {
     /// Names, with a tag or digest if wanted
     #[arg(required = true, value_name = "IMAGE")]
@@ -48,18 +58,27 @@ pub(crate) enum When {
 
 pub(crate) fn execute(args: &PullArgs) -> anyhow::Result<()> {
     let store = open_store_to_fill(&Dirs::from_env()?)?;
-    let options = PullOptions {
-        platform: args.platform.clone().unwrap_or_else(Platform::host),
-        access: Access {
-            insecure: args.insecure,
-        },
-        ..PullOptions::default()
-    };
+    let options = options(args.platform.as_ref(), args.insecure)?;
     for name in &args.images {
         let pulled = pull(&store, name, &options, Bars::new(!args.quiet))?;
         super::print(&said(name, &pulled, args.quiet))?;
     }
     Ok(())
+}
+
+/// What the command line and the environment say about a pull.
+pub(crate) fn options(platform: Option<&Platform>, insecure: bool) -> anyhow::Result<PullOptions> {
+    let mirrors = match env::var_os(Mirrors::VARIABLE) {
+        Some(text) => text.to_string_lossy().parse(),
+        None => Ok(Mirrors::default()),
+    };
+    Ok(PullOptions {
+        platform: platform.cloned().unwrap_or_else(Platform::host),
+        access: Access { insecure },
+        mirrors: mirrors
+            .with_context(|| format!("Failed to read the variable {}", Mirrors::VARIABLE))?,
+        ..PullOptions::default()
+    })
 }
 
 /// Pulls one image.

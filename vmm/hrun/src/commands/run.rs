@@ -8,7 +8,7 @@ mod args;
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
-use image::{FindError, Image, PullOptions, Store};
+use image::{FindError, Image, Platform, Reference, Store};
 
 pub(crate) use args::{RunArgs, TimelineFormat, cpus, memory};
 
@@ -59,7 +59,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
     host::require_root()?;
     // A signal may end a pull at once: nothing but resumable downloads stays.
     let store = super::image::open_store_to_fill(&dirs)?;
-    let image = find_image(&store, &options.image, implied, args.pull)?;
+    let image = find_image(&store, &options.image, implied, args)?;
     // From here on every way out passes the drops below.
     let mut signals = Signals::catch().context("Failed to catch signals")?;
     let in_use = store.use_image(&image)?;
@@ -120,32 +120,55 @@ fn find_image(
     store: &Store,
     name: &str,
     implied: Option<&str>,
-    pull: When,
+    args: &RunArgs,
 ) -> anyhow::Result<Image> {
-    let found = match pull {
-        When::Always => return pull_image(store, name),
+    let wanted = args.platform.as_ref();
+    let host = Platform::host();
+    if let Some(wanted) = wanted.filter(|wanted| !wanted.runs_here()) {
+        bail!("Image {name} is wanted for {wanted}, which this machine, {host}, does not run");
+    }
+    let pull = || pull_image(store, name, wanted);
+    let found = match args.pull {
+        When::Always => return pull(),
         When::Missing | When::Never => store.find(name),
     };
     let image = match (found, implied) {
         (Err(FindError::NotFound { .. }), Some(word)) if !word.contains(['/', ':']) => {
             bail!(ImageOrCommand { word: word.into() })
         }
-        (Err(FindError::NotFound { .. }), _) if pull == When::Missing => pull_image(store, name)?,
+        (Err(FindError::NotFound { .. }), _) if args.pull == When::Missing => return pull(),
         (found, _) => found?,
     };
-    match image.platform() {
-        (_, true) => Ok(image),
-        (platform, false) => bail!(
-            "Image {name} is for {platform}, which this machine does not run: \
+    let (platform, runs) = image.platform();
+    match wanted {
+        Some(wanted) if !image.is_for(wanted) => {
+            // An identifier stands for nothing but the image that has it.
+            if args.pull == When::Missing && is_name_of(&image, name) {
+                return pull();
+            }
+            bail!(
+                "Image {name} is here for {platform}, not for {wanted}: \
+                 `hrun pull --platform {wanted} NAME` gets that"
+            )
+        }
+        None if !runs => bail!(
+            "Image {name} is for {platform}, which this machine, {host}, does not run: \
              `hrun pull {name}` gets the one for this machine"
         ),
+        _ => Ok(image),
     }
 }
 
-fn pull_image(store: &Store, name: &str) -> anyhow::Result<Image> {
+/// Whether a registry may have other images by the name by which `image` was found.
+fn is_name_of(image: &Image, name: &str) -> bool {
+    name.parse::<Reference>()
+        .is_ok_and(|name| name.digest().is_some() || image.names.contains(&name))
+}
+
+fn pull_image(store: &Store, name: &str, platform: Option<&Platform>) -> anyhow::Result<Image> {
     let reference = name.parse()?;
-    let bars = Bars::before_a_run();
-    let pulled = super::pull::pull(store, &reference, &PullOptions::default(), bars)?;
+    let options = super::pull::options(platform, false)?;
+    let pulled = super::pull::pull(store, &reference, &options, Bars::before_a_run())?;
     Ok(pulled.image)
 }
 

@@ -3,6 +3,7 @@
 mod authorization;
 mod faults;
 mod hostile;
+mod mirrors;
 
 use std::sync::Mutex;
 
@@ -38,6 +39,7 @@ impl Bench {
                 platform: "linux/amd64".parse().unwrap(),
                 access: Access::default(),
                 credentials: AuthFiles::default(),
+                mirrors: Mirrors::default(),
             },
         }
     }
@@ -79,16 +81,6 @@ impl Bench {
         fs::write(&path, bytes).unwrap();
         path
     }
-}
-
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text.push_str(&format!(": {err}"));
-        cause = err.source();
-    }
-    text
 }
 
 /// Random enough not to be compressed to nothing.

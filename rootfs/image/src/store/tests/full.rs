@@ -223,6 +223,7 @@ fn pulls_to_full_disks() {
         platform: "linux/amd64".parse().unwrap(),
         access: Access::default(),
         credentials: AuthFiles::default(),
+        ..PullOptions::default()
     };
     sweep_both(3, |store| match store.pull(&reference, &options, &()) {
         Ok(_) => Ok(()),

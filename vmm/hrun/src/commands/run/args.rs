@@ -4,7 +4,7 @@ use std::{env, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, ValueEnum};
-use image::oci_spec::image::Config;
+use image::{Platform, oci_spec::image::Config};
 use vmm::config::MAX_VCPUS;
 
 use crate::{
@@ -142,6 +142,10 @@ pub(crate) struct RunArgs {
         env = "HRUN_PULL"
     )]
     pub(crate) pull: When,
+    /// Run the image for this kind of machine, and pull it if the store has another [default: any
+    /// that this machine runs, and its own if it must be pulled]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
     /// Signal that asks the command to end [default: the image's, or TERM]
     #[arg(long, value_name = "SIGNAL")]
     pub(crate) stop_signal: Option<String>,
