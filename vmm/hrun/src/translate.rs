@@ -203,6 +203,7 @@ fn vm(class: Class, origin: Origin, cid: u32, places: &Places) -> VmConfig {
         version: config::VERSION,
         name: String::new(),
         vcpus: class.cpus,
+        max_vcpus: None,
         memory: guest_ram_for(class.memory, class.cpus),
         origin,
         control: places.control.clone(),
