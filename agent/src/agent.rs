@@ -24,6 +24,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::connection::Connection;
 use crate::container::{Container, Kept, MountShare, Sandbox};
+use crate::growth::Grow;
 use crate::log;
 use crate::poller::{EventFlags, Poller, Token};
 use crate::sys::{self, Stack};
@@ -56,6 +57,8 @@ pub struct Config {
     pub vsock: Option<OwnedFd>,
     /// Mounts the shares that containers name.
     pub mount_share: MountShare,
+    /// Takes further CPUs and memory into use.
+    pub grow: Grow,
     /// What to say on control connections.
     pub hello: Hello,
 }

@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 5);
+    assert_eq!(VERSION, 6);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -196,6 +196,28 @@ fn signal_resize_shutdown() {
             root: "root".into(),
         },
         "07000000010604726f6f74",
+    );
+}
+
+#[test]
+fn growth() {
+    let memory = MemoryGrowth {
+        total: 1 << 30,
+        start: 1 << 32,
+    };
+    for (memory, wire) in [
+        (None, "0400000001070200"),
+        (Some(memory), "0e0000000107020180808080048080808010"),
+    ] {
+        golden_action(Action::Grow(Growth { cpus: 2, memory }), wire);
+    }
+    golden(
+        &Event::Grown {
+            request: 1,
+            cpus: 2,
+            memory_total: 1 << 30,
+        },
+        "080000000401028080808004",
     );
 }
 

@@ -1,9 +1,9 @@
 //! One frame of each kind of message, alone and one behind the other.
 
 use agent_protocol::{
-    Action, Capabilities, Container, ContainerId, Event, ExitStatus, Failure, File, Hello, Mount,
-    Open, Personality, Process, ProcessId, Request, Rlimit, SeccompFilter, Source, Stdio, Stream,
-    VERSION, WindowSize, encode,
+    Action, Capabilities, Container, ContainerId, Event, ExitStatus, Failure, File, Growth, Hello,
+    MemoryGrowth, Mount, Open, Personality, Process, ProcessId, Request, Rlimit, SeccompFilter,
+    Source, Stdio, Stream, VERSION, WindowSize, encode,
 };
 use serde::Serialize;
 
@@ -33,6 +33,13 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         Action::Prepare {
             root: "root".into(),
         },
+        Action::Grow(Growth {
+            cpus: 2,
+            memory: Some(MemoryGrowth {
+                total: 1 << 30,
+                start: 1 << 32,
+            }),
+        }),
     ];
     let requests = actions
         .into_iter()
@@ -45,6 +52,11 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
             request: 1,
             cid: 3,
             realtime_ns: 1,
+        },
+        Event::Grown {
+            request: 1,
+            cpus: 2,
+            memory_total: 1 << 30,
         },
         Event::Failed {
             request: 2,

@@ -222,7 +222,7 @@ mod tests {
             }
         };
         assert!(
-            matches!(error, ControlError::Decode(DecodeError::Version(6))),
+            matches!(error, ControlError::Decode(DecodeError::Version(7))),
             "{error}"
         );
         far.join().unwrap();

@@ -196,7 +196,7 @@ mod tests {
         agent.write_all(&hello(VERSION + 1)).unwrap();
         assert!(matches!(
             greeting.receive(),
-            Err(BootError::Decode(DecodeError::Version(6)))
+            Err(BootError::Decode(DecodeError::Version(7)))
         ));
     }
 
