@@ -4,22 +4,25 @@
 use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::{
-    Action, Capabilities, Container, ContainerId, File, Lower, Mount, Personality, ProcessId,
-    Source, Stdio,
+    Action, Capabilities, Container, ContainerId, File, Growth, Lower, MemoryGrowth, Mount,
+    Personality, ProcessId, Source, Stdio,
 };
 use rustix::{
     io::Errno,
     rand::{GetRandomFlags, getrandom},
 };
-use vmm::config::{
-    self, BootConfig, CollectionEntry, DiskConfig, Origin, ShareConfig, ShareSource, SharedFile,
-    VmConfig, VsockConfig,
+use vmm::{
+    arch::layout::{AFTER_GAP, MMIO_GAP},
+    config::{
+        self, BootConfig, CollectionEntry, DiskConfig, Origin, ShareConfig, ShareSource,
+        SharedFile, VmConfig, VsockConfig,
+    },
 };
 
 use crate::{
     clock::Moment,
     container::{Config, WritableLayer},
-    memory::guest_ram_for,
+    memory::{growth_for, guest_ram_for},
     options::{capability, env::EnvEdit},
     parts::Parts,
     rootfs::Rootfs,
@@ -131,6 +134,38 @@ pub(crate) fn vm_config(
     }
 }
 
+/// The same VM as a clone of a template for VMs of class `from`, made bigger.
+pub(crate) fn grown(config: VmConfig, from: Class, class: Class) -> VmConfig {
+    let more = class.memory.saturating_sub(from.memory);
+    let growth = if more == 0 { 0 } else { growth_for(more) };
+    VmConfig {
+        memory: template_ram(from) + growth,
+        ..config
+    }
+}
+
+/// What makes a clone of the template the VM that was asked for.
+pub(crate) fn growth(from: Class, class: Class) -> Action {
+    let memory = MemoryGrowth {
+        total: class.memory,
+        start: AFTER_GAP,
+    };
+    Action::Grow(Growth {
+        cpus: class.cpus.into(),
+        memory: (class.memory > from.memory).then_some(memory),
+    })
+}
+
+/// RAM of a template and of its clones.
+fn template_ram(class: Class) -> u64 {
+    guest_ram_for(class.memory, class.max_cpus())
+}
+
+/// Whether clones of templates of this class can have more memory.
+pub(crate) fn has_room_to_grow(class: Class) -> bool {
+    template_ram(class) <= MMIO_GAP
+}
+
 /// What of the root file system is shared by virtio-fs.
 fn root_share(ready: &Ready<'_>) -> ShareConfig {
     let share = ShareConfig {
@@ -185,6 +220,8 @@ pub(crate) fn template_config(class: Class, parts: &Parts, places: &Places) -> V
         name: "template".into(),
         shares: vec![exclusive(ROOT_TAG), empty_share(VOLUMES_TAG)],
         disks: vec![image_disk(None)],
+        max_vcpus: Some(class.max_cpus()),
+        memory: template_ram(class),
         ..vm(class, boot(parts), FIRST_CID, places)
     }
 }
@@ -204,7 +241,10 @@ fn vm(class: Class, origin: Origin, cid: u32, places: &Places) -> VmConfig {
         name: String::new(),
         vcpus: class.cpus,
         max_vcpus: None,
-        memory: guest_ram_for(class.memory, class.cpus),
+        memory: match origin {
+            Origin::Boot(_) => guest_ram_for(class.memory, class.cpus),
+            Origin::Restore(_) => template_ram(class),
+        },
         origin,
         control: places.control.clone(),
         vsock: Some(VsockConfig {
@@ -584,7 +624,8 @@ mod tests {
         template.validate().unwrap();
         let source = ReadySource::Directory("/srv".into());
         for volumes in [vec![], vec![volume(source, "/data", true)]] {
-            let config = vm(&fixture(volumes));
+            let (fixture, origin) = (fixture(volumes), Origin::Restore("/t".into()));
+            let config = vm_config(&fixture.ready(), &parts(), origin, 77, &places());
             assert_eq!(
                 (config.vcpus, config.memory),
                 (template.vcpus, template.memory)
@@ -601,6 +642,29 @@ mod tests {
                     .collect()
             };
             assert_eq!(disks(&config), disks(&template));
+        }
+    }
+
+    #[test]
+    fn a_clone_that_grows_has_the_memory_of_its_template_and_some_more() {
+        let class = |cpus, mib: u64| Class {
+            cpus,
+            memory: mib << 20,
+        };
+        let small = class(1, 256);
+        let template = template_config(small, &parts(), &places());
+        assert_eq!(template.max_vcpus, Some(4));
+        for (wanted, more) in [(class(2, 1024), 768), (class(2, 256), 0)] {
+            let config = grown(vm(&fixture(vec![])), small, wanted);
+            config.validate().unwrap();
+            let added = config.memory - template.memory;
+            assert!((more << 20..(more << 20) + (32 << 20)).contains(&added));
+            let Action::Grow(growth) = growth(small, wanted) else {
+                panic!("it is what makes a VM grow");
+            };
+            assert_eq!(growth.cpus, 2);
+            let total = growth.memory.map(|memory| memory.total);
+            assert_eq!(total, (more > 0).then_some(1 << 30));
         }
     }
 
