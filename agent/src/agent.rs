@@ -25,6 +25,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::connection::Connection;
 use crate::container::{Container, Kept, MountShare, Sandbox};
+use crate::growth::Grow;
 use crate::log;
 use crate::poller::{EventFlags, Poller, Token};
 use crate::sys::{self, Stack};
@@ -58,6 +59,8 @@ pub struct Config {
     pub vsock: Option<OwnedFd>,
     /// Mounts the shares that containers name.
     pub mount_share: MountShare,
+    /// Takes further CPUs and memory into use.
+    pub grow: Grow,
     /// What to say on control connections.
     pub hello: Hello,
 }

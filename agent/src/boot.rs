@@ -18,6 +18,7 @@ use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use crate::agent::{Agent, AgentError, Config, explain, monotonic_us};
 use crate::container::mount_virtiofs;
+use crate::growth::{GuestSize, grow_guest};
 use crate::{cgroup, log, sys};
 
 /// Soft and hard limit of open files for processes without limits of their own, as systemd and
@@ -95,6 +96,7 @@ fn boot(started_us: u64) -> Result<(), BootError> {
         urandom: open("/dev/urandom", OFlags::RDWR).map_err(step("open /dev/urandom"))?,
         vsock: Some(open("/dev/vsock", OFlags::RDONLY).map_err(step("open /dev/vsock"))?),
         mount_share: mount_virtiofs,
+        grow: grow_guest,
         hello: hello(started_us).map_err(step("count the processors"))?,
     })?;
     sys::warm_up();
@@ -112,14 +114,14 @@ fn leave_rootfs() -> rustix::io::Result<()> {
     process::chroot(".")
 }
 
-fn hello(started_us: u64) -> rustix::io::Result<Hello> {
-    let info = system::sysinfo();
+fn hello(started_us: u64) -> io::Result<Hello> {
+    let size = GuestSize::of_guest()?;
     Ok(Hello {
         version: VERSION,
         agent: env!("CARGO_PKG_VERSION").to_owned(),
         kernel: system::uname().release().to_string_lossy().into_owned(),
-        memory_total: info.totalram * u64::from(info.mem_unit),
-        cpus: thread::sched_getaffinity(None)?.count(),
+        memory_total: size.memory_total,
+        cpus: size.cpus,
         started_us,
         ready_us: 0,
     })

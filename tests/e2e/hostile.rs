@@ -61,6 +61,7 @@ fn boot(case: &Case, initramfs: &Path, ro: &Path, rw: &Path) -> Result<()> {
         version: config::VERSION,
         name: "hostile".into(),
         vcpus: 1,
+        max_vcpus: None,
         memory: 128 << 20,
         origin: Origin::Boot(BootConfig {
             kernel: case.built().kernel(),

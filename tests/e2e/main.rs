@@ -14,6 +14,7 @@ mod doctor;
 mod environment;
 mod errors;
 mod exec;
+mod grow;
 mod hostile;
 mod image;
 mod life;
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         template::tests(),
         clone::tests(),
         template_image::tests(),
+        grow::tests(),
         pool::tests(),
         cleanup::tests(),
         errors::tests(),

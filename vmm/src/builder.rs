@@ -37,7 +37,7 @@ use crate::{
     host_kind::{self, ProbeError},
     ports::{PVPANIC, Ports},
     profile::Profile,
-    restore::{Loaded, RestoreError},
+    restore::{Loaded, RestoreError, Size},
     sandbox::{self, SandboxError},
     snapshot::{self, DeviceState, MemoryMap, Snapshot, SnapshotError},
     timeline::Timeline,
@@ -225,6 +225,8 @@ pub struct Built {
     pub vm: Vm,
     /// The kind of host it runs on.
     pub host_kind: HostKind,
+    /// How many vCPUs its kernel is prepared for.
+    pub max_vcpus: u8,
     /// Where a snapshot goes, if there is to be one.
     pub snapshot: Option<snapshot::Writer>,
     /// See [`Loaded::clocks_set_ns`].
@@ -283,6 +285,7 @@ impl Built {
             host_kind: self.host_kind,
             memory: self.vm.memory.iter().map(|region| region.len()).sum(),
             memory_map: MemoryMap::default(),
+            max_vcpus: self.max_vcpus,
             vcpus: self.vcpus.save(&self.vm.kvm).map_err(BuildError::Vcpu)?,
             irqchips,
             clock: self.vm.fd.get_clock().map_err(failed("KVM_GET_CLOCK"))?,
@@ -311,12 +314,17 @@ pub fn build(
         vm,
         vcpus,
         host_kind,
+        max_vcpus,
         bus,
         clocks_set_ns,
     } = match (&config.origin, loaded) {
         (Origin::Boot(boot), None) => boot_machine(config, boot, timeline)?,
         (Origin::Restore(directory), None) => {
-            let loaded = Loaded::load(directory, timeline)?;
+            let size = Size {
+                vcpus: config.vcpus,
+                memory: config.memory,
+            };
+            let loaded = Loaded::load(directory, Some(size), timeline)?;
             restore_machine(config, loaded, timeline)?
         }
         (Origin::Restore(directory), Some(loaded)) if loaded.directory == *directory => {
@@ -339,6 +347,7 @@ pub fn build(
         vcpus,
         vm,
         host_kind,
+        max_vcpus,
         snapshot,
         clocks_set_ns,
     })
@@ -349,6 +358,7 @@ struct Machine {
     vm: Vm,
     vcpus: Vec<Vcpu>,
     host_kind: HostKind,
+    max_vcpus: u8,
     bus: VirtioMmioBus,
     clocks_set_ns: Option<u64>,
 }
@@ -371,8 +381,9 @@ fn boot_machine(
     timeline.reached("shares mounted");
     let devices = make_devices(config, disks)?;
 
+    let max_vcpus = config.max_vcpus.unwrap_or(config.vcpus);
     let mut vcpus = (0..config.vcpus)
-        .map(|id| Vcpu::new(&vm.kvm, &vm.fd, id, config.vcpus))
+        .map(|id| Vcpu::new(&vm.kvm, &vm.fd, id, max_vcpus))
         .collect::<Result<Vec<_>, _>>()
         .map_err(BuildError::Vcpu)?;
     let host_kind = host_kind::probe(&mut vcpus[0], &vm.memory).map_err(BuildError::Probe)?;
@@ -390,7 +401,7 @@ fn boot_machine(
     let count = u32::try_from(bus.len()).expect("devices have interrupts of their own");
     let irqs = layout::FIRST_IRQ..layout::FIRST_IRQ + count;
     long_mode::write_tables(&vm.memory)
-        .and_then(|()| mptable::write(&vm.memory, config.vcpus, irqs))
+        .and_then(|()| mptable::write(&vm.memory, config.vcpus, max_vcpus, irqs))
         .and_then(|()| {
             boot_params::write(&vm.memory, &cmdline, initramfs, &layout::ram(config.memory))
         })
@@ -403,6 +414,7 @@ fn boot_machine(
         vm,
         vcpus,
         host_kind,
+        max_vcpus,
         bus,
         clocks_set_ns: None,
     })
@@ -437,6 +449,7 @@ fn restore_machine(
         vm: loaded.vm,
         vcpus: loaded.vcpus,
         host_kind: loaded.host_kind,
+        max_vcpus: loaded.max_vcpus,
         bus,
         clocks_set_ns: Some(loaded.clocks_set_ns),
     })
@@ -615,6 +628,13 @@ pub fn cmdline(config: &VmConfig, kind: HostKind, devices: usize) -> Result<Stri
         "quiet logstore=5".into()
     });
     words.push(kind.cmdline().into());
+    if config.max_vcpus.is_some() {
+        words.push(format!("growmap={:#x}", layout::PAGE_DESCRIPTOR.0));
+        if kind == HostKind::Hardware {
+            // Or the kernel takes out what only several CPUs need, to put it back later.
+            words.push("noreplace-smp".into());
+        }
+    }
     for (index, gsi) in (0..devices).zip(layout::FIRST_IRQ..) {
         let (size, at) = (layout::VIRTIO_MMIO_SIZE, window(index));
         words.push(format!("virtio_mmio.device={size}@{at:#x}:{gsi}"));

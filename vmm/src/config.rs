@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// Version of the document. Another one is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Most vCPUs of a VM.
 pub const MAX_VCPUS: u8 = 32;
@@ -38,6 +38,11 @@ pub struct VmConfig {
     pub name: String,
     /// Number of vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
+    /// How many a VM may have that goes on from a snapshot of this one, up to [`MAX_VCPUS`]. By
+    /// default it has neither more vCPUs nor more memory. What a snapshot says of it counts where a
+    /// VM is restored.
+    #[serde(default)]
+    pub max_vcpus: Option<u8>,
     /// Guest RAM in bytes, a multiple of [`PAGE_SIZE`].
     pub memory: u64,
     /// How it comes to be.
@@ -77,7 +82,8 @@ pub enum Origin {
     /// It boots.
     Boot(BootConfig),
     /// It goes on where the snapshot in this directory was taken, with its memory copied on
-    /// write. vCPUs, memory and kinds of devices must be those of the snapshot.
+    /// write. Kinds of devices must be those of the snapshot. vCPUs and memory may be more: the
+    /// guest has to be told of those, and the VM cannot be saved again.
     Restore(PathBuf),
 }
 
@@ -252,6 +258,14 @@ impl VmConfig {
             return Err(field(
                 "vcpus",
                 format!("is {}, must be 1 to {MAX_VCPUS}", self.vcpus),
+            ));
+        }
+        if let Some(max) = self.max_vcpus
+            && !(self.vcpus..=MAX_VCPUS).contains(&max)
+        {
+            return Err(field(
+                "max_vcpus",
+                format!("is {max}, must be {} to {MAX_VCPUS}", self.vcpus),
             ));
         }
         if !(MIN_MEMORY..=MAX_MEMORY).contains(&self.memory) {
@@ -462,6 +476,7 @@ mod tests {
             version: VERSION,
             name: "test".into(),
             vcpus: 1,
+            max_vcpus: None,
             memory: 128 << 20,
             origin: boot(BootConfig::default()),
             control: "/run/vm/control.sock".into(),

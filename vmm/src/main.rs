@@ -161,7 +161,7 @@ fn configure_and_run(
     timeline: &Timeline,
 ) -> Result<(ExitReason, String), Failure> {
     let loaded = preload
-        .map(|directory| Loaded::load(&directory, timeline))
+        .map(|directory| Loaded::load(&directory, None, timeline))
         .transpose()?;
     if loaded.is_some() {
         channel.tell(&Event::Loaded);

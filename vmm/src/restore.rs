@@ -9,11 +9,13 @@ use std::{
 };
 
 use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::{
     api::HostKind,
+    arch::layout::{self, PAGE_DESCRIPTOR_SIZE},
     builder::{BuildError, Vm},
-    config::VmConfig,
+    config::{PAGE_SIZE, VmConfig},
     host_kind::{self, ProbeError},
     snapshot::{self, DeviceState, Snapshot, SnapshotError},
     timeline::Timeline,
@@ -86,19 +88,46 @@ pub struct Loaded {
     /// The host's wall clock when the guest's clocks were set, in nanoseconds since the Unix
     /// epoch.
     pub clocks_set_ns: u64,
+    /// How many vCPUs its kernel is prepared for.
+    pub max_vcpus: u8,
+    /// Whether it has vCPUs or memory that the saved VM did not have.
+    pub grown: bool,
     memory: u64,
 }
 
+/// vCPUs and memory of a VM.
+#[derive(Debug, Clone, Copy)]
+pub struct Size {
+    /// How many.
+    pub vcpus: u8,
+    /// In bytes.
+    pub memory: u64,
+}
+
 impl Loaded {
-    /// Restores the snapshot in `directory`.
+    /// Restores the snapshot in `directory`, with more vCPUs and memory if `size` says so.
     ///
     /// # Errors
     ///
-    /// It is damaged, of another VMM or host, or KVM refuses it.
-    pub fn load(directory: &Path, timeline: &Timeline) -> Result<Self, RestoreError> {
+    /// It is damaged, of another VMM or host, cannot have the size, or KVM refuses it.
+    pub fn load(
+        directory: &Path,
+        size: Option<Size>,
+        timeline: &Timeline,
+    ) -> Result<Self, RestoreError> {
         let snapshot = snapshot::read(directory)?;
         timeline.reached("snapshot read");
-        let memory = snapshot::map_memory(directory, &snapshot)?;
+        let saved = Size {
+            vcpus: u8::try_from(snapshot.vcpus.len()).unwrap_or(u8::MAX),
+            memory: snapshot.memory,
+        };
+        let size = size.unwrap_or(saved);
+        let max_vcpus = snapshot.max_vcpus.max(saved.vcpus);
+        let growth = check_growth(directory, saved, max_vcpus, size)?;
+        let memory = snapshot::map_memory(directory, &snapshot, growth)?;
+        if let Some(growth) = growth {
+            describe(&memory, growth).map_err(|problem| misfit(directory, problem.into()))?;
+        }
         let vm = Vm::new(memory).map_err(|source| RestoreError::Vm {
             path: directory.into(),
             source: Box::new(source),
@@ -108,9 +137,8 @@ impl Loaded {
             path: directory.into(),
             source,
         };
-        let count = u8::try_from(snapshot.vcpus.len()).unwrap_or(u8::MAX);
-        let mut vcpus = (0..count)
-            .map(|id| Vcpu::new(&vm.kvm, &vm.fd, id, count))
+        let mut vcpus = (0..size.vcpus)
+            .map(|id| Vcpu::new(&vm.kvm, &vm.fd, id, max_vcpus))
             .collect::<Result<Vec<_>, _>>()
             .map_err(vcpu_failed)?;
         check_host(directory, &snapshot, &vm, &mut vcpus)?;
@@ -119,6 +147,12 @@ impl Loaded {
             .iter()
             .zip(&snapshot.vcpus)
             .try_for_each(|(vcpu, state)| vcpu.restore(state))
+            .map_err(vcpu_failed)?;
+        // `check_host` found a first one.
+        let tsc = snapshot.vcpus[0].tsc();
+        vcpus[snapshot.vcpus.len()..]
+            .iter()
+            .try_for_each(|vcpu| vcpu.wait_for_start(tsc))
             .map_err(vcpu_failed)?;
         let failed = |call| {
             move |source| RestoreError::Kvm {
@@ -145,7 +179,9 @@ impl Loaded {
             host_kind: snapshot.host_kind,
             devices: snapshot.devices,
             clocks_set_ns: clocks_set.map_or(0, nanoseconds),
-            memory: snapshot.memory,
+            max_vcpus,
+            grown: growth.is_some() || size.vcpus > saved.vcpus,
+            memory: size.memory,
         })
     }
 
@@ -153,8 +189,13 @@ impl Loaded {
     ///
     /// # Errors
     ///
-    /// It has other vCPUs, another memory or another number of devices.
+    /// It has other vCPUs, another memory or another number of devices, or is to be saved though
+    /// it was made bigger.
     pub fn check(&self, config: &VmConfig) -> Result<(), RestoreError> {
+        if self.grown && config.snapshot.is_some() {
+            let problem = "with more vCPUs or memory it cannot be saved again".into();
+            return Err(misfit(&self.directory, problem));
+        }
         // vsock, rng, shares, disks.
         let devices =
             usize::from(config.vsock.is_some()) + 1 + config.shares.len() + config.disks.len();
@@ -183,6 +224,55 @@ fn misfit(directory: &Path, problem: String) -> RestoreError {
     })
 }
 
+/// Checks that what was `saved` can have this size; gives where it has more memory, if it does.
+fn check_growth(
+    directory: &Path,
+    saved: Size,
+    max_vcpus: u8,
+    size: Size,
+) -> Result<Option<(GuestAddress, u64)>, RestoreError> {
+    if !(saved.vcpus..=max_vcpus).contains(&size.vcpus) {
+        let problem = format!(
+            "it has {} vCPUs and may have {max_vcpus}, {} are asked for",
+            saved.vcpus, size.vcpus
+        );
+        return Err(misfit(directory, problem));
+    }
+    let growth = layout::growth(saved.memory, size.memory);
+    if growth.is_none() && size.memory != saved.memory {
+        let problem = format!(
+            "its memory of {} bytes cannot become one of {} bytes",
+            saved.memory, size.memory
+        );
+        return Err(misfit(directory, problem));
+    }
+    Ok(growth)
+}
+
+/// Writes the map of the memory that is added at the beginning of it: a description of each page, as
+/// the kernel has left it for a fresh one. A guest that is interpreted needs microseconds a page for
+/// that.
+fn describe(
+    memory: &GuestMemoryMmap,
+    (start, length): (GuestAddress, u64),
+) -> Result<(), &'static str> {
+    const CHUNK: usize = 64 << 10;
+    let mut fresh = [0; PAGE_DESCRIPTOR_SIZE];
+    let read = memory.read_slice(&mut fresh, layout::PAGE_DESCRIPTOR);
+    if read.is_err() || fresh == [0; PAGE_DESCRIPTOR_SIZE] {
+        return Err("its kernel does not take more memory");
+    }
+    let chunk = fresh.repeat(CHUNK / PAGE_DESCRIPTOR_SIZE);
+    let map = length / PAGE_SIZE * PAGE_DESCRIPTOR_SIZE as u64;
+    for at in (0..map).step_by(CHUNK) {
+        let length = usize::try_from(map - at).map_or(CHUNK, |rest| rest.min(CHUNK));
+        memory
+            .write_slice(&chunk[..length], GuestAddress(start.0 + at))
+            .map_err(|_| "the memory that is added cannot be written")?;
+    }
+    Ok(())
+}
+
 /// Checks that the guest finds the VMM, the CPU and the kind of host that it knows.
 fn check_host(
     directory: &Path,
@@ -195,10 +285,10 @@ fn check_host(
         let problem = format!("hrun-vmm {} wrote it, this is {own}", snapshot.vmm);
         return Err(misfit(directory, problem));
     }
-    let Some(first) = vcpus.first_mut() else {
+    let (Some(first), Some(saved)) = (vcpus.first_mut(), snapshot.vcpus.first()) else {
         return Err(misfit(directory, "it has no vCPU".into()));
     };
-    if let Some(leaf) = differing_leaf(first.cpuid(), &snapshot.vcpus[0].cpuid) {
+    if let Some(leaf) = differing_leaf(first.cpuid(), &saved.cpuid) {
         let problem = format!("this host has other CPU features (CPUID leaf {leaf})");
         return Err(misfit(directory, problem));
     }
@@ -241,4 +331,67 @@ fn differing_leaf(ours: &[kvm_cpuid_entry2], saved: &[kvm_cpuid_entry2]) -> Opti
     different
         .or_else(surplus)
         .map(|entry| format!("{:#x}.{}", entry.function, entry.index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grow(saved: (u8, u64), max_vcpus: u8, size: (u8, u64)) -> Result<bool, String> {
+        let size_of = |(vcpus, memory)| Size { vcpus, memory };
+        check_growth(Path::new("/t"), size_of(saved), max_vcpus, size_of(size))
+            .map(|growth| growth.is_some())
+            .map_err(|err| err.to_string())
+    }
+
+    #[test]
+    fn a_snapshot_grows_to_what_its_kernel_is_prepared_for() {
+        assert_eq!(grow((1, 1 << 30), 4, (1, 1 << 30)), Ok(false));
+        assert_eq!(grow((1, 1 << 30), 4, (4, 1 << 30)), Ok(false));
+        assert_eq!(grow((1, 1 << 30), 4, (2, 2 << 30)), Ok(true));
+        let refused = grow((1, 1 << 30), 4, (5, 1 << 30)).unwrap_err();
+        assert!(
+            refused.contains("has 1 vCPUs and may have 4, 5"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn each_page_that_is_added_is_described_as_the_kernel_wants_it() {
+        const PAGES: u64 = 5000;
+        let growth = (GuestAddress(1 << 32), PAGES * PAGE_SIZE);
+        let low = (GuestAddress(0), 0x1_0000);
+        let high = (growth.0, usize::try_from(growth.1).unwrap());
+        let memory = GuestMemoryMmap::from_ranges(&[low, high]).unwrap();
+        let refused = describe(&memory, growth).unwrap_err();
+        assert_eq!(refused, "its kernel does not take more memory");
+
+        let fresh: [u8; PAGE_DESCRIPTOR_SIZE] = std::array::from_fn(|at| at.to_le_bytes()[0]);
+        memory.write_slice(&fresh, layout::PAGE_DESCRIPTOR).unwrap();
+        describe(&memory, growth).unwrap();
+        let size = PAGE_DESCRIPTOR_SIZE as u64;
+        for page in [0, 1, 1023, 1024, PAGES - 1] {
+            let mut written = [0; PAGE_DESCRIPTOR_SIZE];
+            let at = GuestAddress(growth.0.0 + page * size);
+            memory.read_slice(&mut written, at).unwrap();
+            assert_eq!(written, fresh, "{page}");
+        }
+        let behind = GuestAddress(growth.0.0 + PAGES * size);
+        assert_eq!(memory.read_obj::<u64>(behind).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_snapshot_neither_shrinks_nor_grows_where_it_has_memory_already() {
+        for (saved, size) in [
+            ((2, 1 << 30), (1, 1 << 30)),
+            ((1, 1 << 30), (1, 1 << 29)),
+            ((1, 4 << 30), (1, 5 << 30)),
+        ] {
+            let refused = grow(saved, 4, size).unwrap_err();
+            assert!(
+                refused.starts_with("Snapshot /t cannot be restored"),
+                "{refused}"
+            );
+        }
+    }
 }

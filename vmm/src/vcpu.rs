@@ -26,7 +26,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::{
     arch::{
         cpuid, long_mode,
-        vcpu_state::{self, StateError, VcpuState},
+        vcpu_state::{self, MSR_IA32_TSC, StateError, VcpuState},
     },
     end::End,
     exit::ExitReason,
@@ -92,7 +92,7 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Makes vCPU `id` of `vcpus`.
+    /// Makes vCPU `id` of at most `vcpus`.
     ///
     /// # Errors
     ///
@@ -128,7 +128,8 @@ impl Vcpu {
         })
     }
 
-    /// Puts the vCPU at the 64-bit entry point of a kernel.
+    /// Puts the vCPU at the 64-bit entry point of a kernel if it is the first, and lets it wait for
+    /// the kernel to start it otherwise.
     ///
     /// # Errors
     ///
@@ -138,6 +139,20 @@ impl Vcpu {
         entry: GuestAddress,
         zero_page: GuestAddress,
     ) -> Result<(), VcpuError> {
+        self.wait_for_start(None)?;
+        if self.id == 0 {
+            self.enter(entry, zero_page)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the vCPU wait for a kernel to start it, beside a first one whose time stamp counter
+    /// was put to `tsc`.
+    ///
+    /// # Errors
+    ///
+    /// KVM refuses a register.
+    pub fn wait_for_start(&self, tsc: Option<u64>) -> Result<(), VcpuError> {
         let failed = |call| {
             move |source| VcpuError::Kvm {
                 call,
@@ -145,16 +160,22 @@ impl Vcpu {
                 source,
             }
         };
-        let msrs = [
+        let fixed = [
             (MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
             (MSR_MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
-        ]
-        .map(|(index, data)| kvm_msr_entry {
-            index,
-            data,
-            ..Default::default()
-        });
-        let msrs = Msrs::from_entries(&msrs).expect("two entries fit");
+        ];
+        // KVM keeps the counters of vCPUs together to which the same value is written.
+        let tsc = tsc.map(|tsc| (MSR_IA32_TSC, tsc));
+        let msrs: Vec<_> = tsc
+            .into_iter()
+            .chain(fixed)
+            .map(|(index, data)| kvm_msr_entry {
+                index,
+                data,
+                ..Default::default()
+            })
+            .collect();
+        let msrs = Msrs::from_entries(&msrs).expect("three entries fit");
         // A host may lack one of them: the kernel copes.
         self.fd.set_msrs(&msrs).map_err(failed("KVM_SET_MSRS"))?;
         let fpu = kvm_fpu {
@@ -166,11 +187,7 @@ impl Vcpu {
         let mut lapic = self.fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
         set_lapic_mode(&mut lapic, APIC_LVT0, APIC_MODE_EXTINT);
         set_lapic_mode(&mut lapic, APIC_LVT1, APIC_MODE_NMI);
-        self.fd.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))?;
-        if self.id == 0 {
-            self.enter(entry, zero_page)?;
-        }
-        Ok(())
+        self.fd.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))
     }
 
     /// Sets the registers for 64-bit code at `entry`.

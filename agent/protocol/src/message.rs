@@ -120,6 +120,28 @@ pub enum Action {
         /// The share's virtio-fs tag.
         root: String,
     },
+    /// Take CPUs and memory into use that the VM this one was cloned from did not have. Comes at
+    /// most once, before any container. Answered by [`Event::Grown`].
+    Grow(Growth),
+}
+
+/// How large a VM is to be, and where it has got what makes it so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// CPUs that are to be online.
+    pub cpus: u32,
+    /// Memory, if there is more of it.
+    pub memory: Option<MemoryGrowth>,
+}
+
+/// Memory that a VM has in addition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryGrowth {
+    /// What `MemTotal` is to be, in bytes.
+    pub total: u64,
+    /// Guest physical address at which it begins, with a memory map of its own that is written
+    /// already: a multiple of 128 MiB.
+    pub start: u64,
 }
 
 /// What differs from one clone of a template to the next.
@@ -169,6 +191,15 @@ pub enum Event {
         cid: u32,
         /// Its wall clock, in nanoseconds since the Unix epoch.
         realtime_ns: u64,
+    },
+    /// [`Action::Grow`] was carried out, and this is what the guest shows now.
+    Grown {
+        /// Its identifier.
+        request: u32,
+        /// CPUs online.
+        cpus: u32,
+        /// `MemTotal`, in bytes.
+        memory_total: u64,
     },
 }
 

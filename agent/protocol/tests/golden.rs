@@ -263,6 +263,28 @@ fn signal_resize_shutdown() {
 }
 
 #[test]
+fn growth() {
+    let memory = MemoryGrowth {
+        total: 1 << 30,
+        start: 1 << 32,
+    };
+    for (memory, wire) in [
+        (None, "0400000001070200"),
+        (Some(memory), "0e0000000107020180808080048080808010"),
+    ] {
+        golden_action(Action::Grow(Growth { cpus: 2, memory }), wire);
+    }
+    golden(
+        &Event::Grown {
+            request: 1,
+            cpus: 2,
+            memory_total: 1 << 30,
+        },
+        "080000000401028080808004",
+    );
+}
+
+#[test]
 fn events() {
     golden(&Event::Done { request: 300 }, "0300000000ac02");
     golden(

@@ -116,6 +116,11 @@ impl Agent {
                     self.tell(id, request.id, personalized);
                     continue;
                 }
+                Action::Grow(growth) => {
+                    let grown = self.grow(request.id, growth);
+                    self.tell(id, request.id, grown);
+                    continue;
+                }
                 Action::Prepare { root } => self.prepare(&root),
                 Action::Create(spec) => self.create(&spec),
                 Action::Start(process) => {

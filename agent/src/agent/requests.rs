@@ -4,7 +4,7 @@
 
 use std::os::fd::AsFd;
 
-use agent_protocol::{Capabilities, Event, Failure, Personality, ProcessId, WindowSize};
+use agent_protocol::{Capabilities, Event, Failure, Growth, Personality, ProcessId, WindowSize};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::Agent;
@@ -31,6 +31,8 @@ pub(super) enum RequestError {
     NoSignal(i32),
     #[error("This VM was not told what makes it different from every other")]
     NotPersonal,
+    #[error("A VM in which something runs does not grow")]
+    InUse,
     #[error("Failed to prepare for a container on share {root}")]
     Prepare {
         root: String,
@@ -70,6 +72,7 @@ impl RequestError {
             | Self::NoSignal(_)
             | Self::NotPersonal
             | Self::RunsHooks(_)
+            | Self::InUse
             | Self::Create {
                 source: ContainerError::HostName(_),
                 ..
@@ -134,6 +137,21 @@ impl Agent {
             }
             None => Ok(sys::HOST_CID),
         }
+    }
+
+    /// Takes CPUs and memory into use that the saved VM did not have.
+    pub(super) fn grow(&mut self, request: u32, growth: Growth) -> Result<Event, RequestError> {
+        if !self.containers.is_empty() {
+            return Err(RequestError::InUse);
+        }
+        let size = (self.config.grow)(&growth).map_err(system("make the VM bigger"))?;
+        let hello = &mut self.config.hello;
+        (hello.cpus, hello.memory_total) = (size.cpus, size.memory_total);
+        Ok(Event::Grown {
+            request,
+            cpus: size.cpus,
+            memory_total: size.memory_total,
+        })
     }
 
     pub(super) fn make_sandbox(

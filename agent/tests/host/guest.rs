@@ -96,6 +96,7 @@ impl Guest {
             urandom: open(Path::new("/dev/urandom")),
             vsock: None,
             mount_share: mount_directory,
+            grow,
             hello: Hello {
                 version: VERSION,
                 agent: "test".into(),
@@ -340,4 +341,15 @@ impl Control {
     pub fn close(self) {
         self.socket.shutdown(Shutdown::Both).unwrap();
     }
+}
+
+/// What a guest would do that has as much as is asked for, up to four CPUs.
+fn grow(growth: &Growth) -> std::io::Result<agent::GuestSize> {
+    if growth.cpus > 4 {
+        return Err(std::io::Error::other("no such CPU"));
+    }
+    Ok(agent::GuestSize {
+        cpus: growth.cpus,
+        memory_total: growth.memory.map_or(1, |memory| memory.total),
+    })
 }

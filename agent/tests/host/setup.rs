@@ -288,3 +288,34 @@ fn a_prepared_root_is_no_obstacle_to_another() {
     });
     assert_eq!(failed.unwrap_err().0, Failure::System);
 }
+
+#[test]
+fn a_vm_grows_before_its_first_container_and_not_after() {
+    let guest = Guest::new();
+    let mut control = guest.control();
+    let growth = |cpus| {
+        Action::Grow(Growth {
+            cpus,
+            memory: Some(MemoryGrowth {
+                total: 1 << 30,
+                start: 1 << 32,
+            }),
+        })
+    };
+    let refused = control.try_ask(growth(5)).unwrap_err();
+    assert_eq!(refused.0, Failure::System);
+    assert!(refused.1.contains("no such CPU"), "{}", refused.1);
+    let id = control.send(growth(2));
+    let grown: Event = control.next();
+    assert_eq!(
+        grown,
+        Event::Grown {
+            request: id,
+            cpus: 2,
+            memory_total: 1 << 30
+        }
+    );
+    control.ask(Action::Create(Box::new(guest.container())));
+    let refused = control.try_ask(growth(3)).unwrap_err();
+    assert_eq!(refused.0, Failure::Invalid);
+}

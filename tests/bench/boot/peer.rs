@@ -145,6 +145,7 @@ fn vmm_config(guest: &Guest, dir: &Path) -> VmConfig {
         version: config::VERSION,
         name: "bench-boot".into(),
         vcpus: 1,
+        max_vcpus: None,
         memory: guest.memory,
         origin: Origin::Boot(BootConfig {
             kernel: guest.kernel.clone(),

@@ -2,8 +2,9 @@
 
 use agent_protocol::{
     Action, Capabilities, Container, ContainerId, Device, DeviceKind, Event, ExitStatus, Failure,
-    File, Hello, Hook, Mount, Open, Personality, Process, ProcessId, Propagation, Request, Rlimit,
-    SeccompFilter, Source, Stdio, Stream, Treatment, VERSION, WindowSize, encode,
+    File, Growth, Hello, Hook, MemoryGrowth, Mount, Open, Personality, Process, ProcessId,
+    Propagation, Request, Rlimit, SeccompFilter, Source, Stdio, Stream, Treatment, VERSION,
+    WindowSize, encode,
 };
 use serde::Serialize;
 
@@ -33,6 +34,13 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
         Action::Prepare {
             root: "root".into(),
         },
+        Action::Grow(Growth {
+            cpus: 2,
+            memory: Some(MemoryGrowth {
+                total: 1 << 30,
+                start: 1 << 32,
+            }),
+        }),
     ];
     let requests = actions
         .into_iter()
@@ -45,6 +53,11 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
             request: 1,
             cid: 3,
             realtime_ns: 1,
+        },
+        Event::Grown {
+            request: 1,
+            cpus: 2,
+            memory_total: 1 << 30,
         },
         Event::Failed {
             request: 2,

@@ -34,7 +34,7 @@ Environment:
   HRUN_STATE       Sockets of running containers [default: /run/hrun]
   HRUN_TEMPLATES   Saved VMs [default: templates in HRUN_STORE]
   HRUN_POOL        Socket of the pool's daemon [default: pool.sock in HRUN_STATE]
-  HRUN_START       How VMs start: auto, image, pool, template or boot [default: auto]
+  HRUN_START       How VMs start: auto, image, pool, template, grow or boot [default: auto]
   HRUN_PULL        When hrun run pulls: always, missing or never [default: missing]
   HRUN_MIRRORS     Who is asked before a registry: see hrun pull --help
   HRUN_LIMIT_...   How much an image may ask for: see the README

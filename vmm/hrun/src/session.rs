@@ -201,6 +201,7 @@ fn step(action: &Action) -> &'static str {
         Action::Signal { .. }
         | Action::Resize { .. }
         | Action::Shutdown
+        | Action::Grow(_)
         | Action::Prepare { .. } => "request done",
     }
 }
@@ -247,7 +248,7 @@ impl Progress<'_> {
                 timeline.mark("process exited");
                 self.status = Some(status);
             }
-            Event::Exited { .. } => {}
+            Event::Exited { .. } | Event::Grown { .. } => {}
         }
         Ok(())
     }

@@ -4,13 +4,14 @@
 //! |---|---|
 //! | 0x0500 | GDT of the first vCPU |
 //! | 0x7000 | zero page (`struct boot_params`) |
+//! | 0x8000 | how the kernel describes a fresh page, for memory that comes later |
 //! | 0x9000 | page tables of the first vCPU |
 //! | 0x2_0000 | kernel command line |
 //! | 0x9_fc00 | MP table, in the place of the extended BIOS data area |
 //! | 0x10_0000 | RAM for the kernel, up to [`MMIO_GAP`] |
 //! | 0xd000_0000 | virtio-mmio devices, a page each |
 //! | 0xfec0_0000 | IOAPIC, local APICs, KVM's own pages |
-//! | 0x1_0000_0000 | the rest of the RAM |
+//! | 0x1_0000_0000 | the rest of the RAM, or that which a restored VM has in addition |
 //!
 //! The kernel's part of it is the Linux/x86 boot protocol (Documentation/arch/x86/boot.rst).
 
@@ -20,6 +21,11 @@ use vm_memory::GuestAddress;
 pub const GDT: GuestAddress = GuestAddress(0x500);
 /// `struct boot_params`.
 pub const ZERO_PAGE: GuestAddress = GuestAddress(0x7000);
+/// Where the kernel leaves its description of a page that nobody has used (its `struct page`), if it
+/// is asked to by the command line.
+pub const PAGE_DESCRIPTOR: GuestAddress = GuestAddress(0x8000);
+/// Size of that description, in bytes.
+pub const PAGE_DESCRIPTOR_SIZE: usize = 64;
 /// Top page table; the lower ones follow it.
 pub const PAGE_TABLES: GuestAddress = GuestAddress(0x9000);
 /// Kernel command line.
@@ -66,6 +72,14 @@ pub fn ram(memory: u64) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
+/// Where a VM that was saved with `saved` bytes of RAM has the rest of its `memory` bytes, as
+/// (start, length): above the hole, if the saved RAM does not go that far.
+#[must_use]
+pub fn growth(saved: u64, memory: u64) -> Option<(GuestAddress, u64)> {
+    let length = memory.checked_sub(saved).filter(|length| *length > 0)?;
+    (saved <= MMIO_GAP).then_some((GuestAddress(AFTER_GAP), length))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +91,15 @@ mod tests {
         assert_eq!(ranges[0], (GuestAddress(0), MMIO_GAP));
         assert_eq!(ranges[1].0, GuestAddress(AFTER_GAP));
         assert_eq!(ranges.iter().map(|range| range.1).sum::<u64>(), 5 << 30);
+    }
+
+    #[test]
+    fn ram_grows_above_the_gap_if_there_is_none_yet() {
+        let behind = (GuestAddress(AFTER_GAP), 1 << 30);
+        assert_eq!(growth(1 << 30, 2 << 30), Some(behind));
+        assert_eq!(growth(MMIO_GAP, MMIO_GAP + (1 << 30)), Some(behind));
+        assert_eq!(growth(4 << 30, 5 << 30), None);
+        assert_eq!(growth(1 << 30, 1 << 30), None);
+        assert_eq!(growth(2 << 30, 1 << 30), None);
     }
 }

@@ -21,8 +21,9 @@ const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 const ALL_APICS: u8 = 0xff;
 
-/// Writes the table for `vcpus` CPUs whose APIC IDs are 0 to `vcpus - 1`, and the interrupts of
-/// devices. Only pins with a device are listed: each costs the kernel 15,000 instructions.
+/// Writes the table for `vcpus` CPUs and those up to `max_vcpus` that may come later, whose APIC
+/// IDs are 0 to `max_vcpus - 1`, and the interrupts of devices. Only pins with a device are listed:
+/// each costs the kernel 15,000 instructions.
 ///
 /// # Errors
 ///
@@ -30,11 +31,15 @@ const ALL_APICS: u8 = 0xff;
 pub fn write(
     memory: &GuestMemoryMmap,
     vcpus: u8,
+    max_vcpus: u8,
     irqs: Range<u32>,
 ) -> Result<(), GuestMemoryError> {
     let header = u32::try_from(EBDA.0).expect("the table lies low") + 16;
     memory.write_slice(&floating_pointer(header), EBDA)?;
-    memory.write_slice(&table(vcpus, irqs), GuestAddress(u64::from(header)))
+    memory.write_slice(
+        &table(vcpus, max_vcpus, irqs),
+        GuestAddress(u64::from(header)),
+    )
 }
 
 fn floating_pointer(table: u32) -> Vec<u8> {
@@ -45,12 +50,13 @@ fn floating_pointer(table: u32) -> Vec<u8> {
     bytes
 }
 
-fn table(vcpus: u8, irqs: Range<u32>) -> Vec<u8> {
-    let ioapic = vcpus;
+fn table(vcpus: u8, max_vcpus: u8, irqs: Range<u32>) -> Vec<u8> {
+    let ioapic = max_vcpus;
     let mut entries: Vec<Vec<u8>> = Vec::new();
-    for id in 0..vcpus {
+    for id in 0..max_vcpus {
+        let enabled = if id < vcpus { CPU_ENABLED } else { 0 };
         let boot = if id == 0 { CPU_BOOT } else { 0 };
-        let mut cpu = vec![0, id, APIC_VERSION, CPU_ENABLED | boot];
+        let mut cpu = vec![0, id, APIC_VERSION, enabled | boot];
         cpu.extend(CPU_SIGNATURE.to_le_bytes());
         cpu.extend((CPU_FEATURE_FPU | CPU_FEATURE_APIC).to_le_bytes());
         cpu.extend([0; 8]);
@@ -98,7 +104,7 @@ mod tests {
     #[test]
     fn tables_add_up_to_zero_and_fit_below_the_bios() {
         for vcpus in [1, 2, crate::config::MAX_VCPUS] {
-            let table = table(vcpus, FIRST_IRQ..LAST_IRQ + 1);
+            let table = table(1, vcpus, FIRST_IRQ..LAST_IRQ + 1);
             let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
             assert_eq!(sum(&table), 0);
             assert_eq!(sum(&floating_pointer(0x9_fc10)), 0);
@@ -112,5 +118,11 @@ mod tests {
                 "the kernel searches the first KiB of the area"
             );
         }
+    }
+    #[test]
+    fn cpus_that_may_come_later_are_listed_as_disabled() {
+        let table = table(1, 3, FIRST_IRQ..FIRST_IRQ);
+        let flags: Vec<u8> = table[44..].chunks(20).take(3).map(|cpu| cpu[3]).collect();
+        assert_eq!(flags, [CPU_ENABLED | CPU_BOOT, 0, 0]);
     }
 }

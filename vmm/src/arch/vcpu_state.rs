@@ -7,6 +7,9 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
+/// Time stamp counter.
+pub const MSR_IA32_TSC: u32 = 0x10;
+
 /// A vCPU that stands still.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VcpuState {
@@ -21,6 +24,15 @@ pub struct VcpuState {
     lapic: kvm_lapic_state,
     msrs: Vec<kvm_msr_entry>,
     events: kvm_vcpu_events,
+}
+
+impl VcpuState {
+    /// Where its time stamp counter stood.
+    #[must_use]
+    pub fn tsc(&self) -> Option<u64> {
+        let tsc = self.msrs.iter().find(|msr| msr.index == MSR_IA32_TSC);
+        tsc.map(|msr| msr.data)
+    }
 }
 
 /// A call that failed, and why.

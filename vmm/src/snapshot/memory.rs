@@ -5,8 +5,8 @@ use std::{fs::File, io, os::unix::fs::FileExt};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use vm_memory::{
-    Bytes, FileOffset, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, MmapRegion,
+    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MemoryRegionAddress, MmapRegion,
 };
 
 use crate::arch::layout;
@@ -121,23 +121,44 @@ fn has_data(file: &File, at: u64, length: u64) -> io::Result<bool> {
     }
 }
 
-/// Maps a memory file as the RAM of a guest with `size` bytes.
-pub(super) fn map(file: File, size: u64) -> io::Result<GuestMemoryMmap> {
+/// Maps a memory file as the RAM of a guest with `size` bytes, and fresh memory as a range that it
+/// has in addition.
+pub(super) fn map(
+    file: File,
+    size: u64,
+    growth: Option<(GuestAddress, u64)>,
+) -> io::Result<GuestMemoryMmap> {
     let file = std::sync::Arc::new(file);
     let mut offset = 0;
     let mut regions = Vec::new();
     for (start, length) in layout::ram(size) {
-        let mapping = MmapRegion::build(
-            Some(FileOffset::from_arc(std::sync::Arc::clone(&file), offset)),
-            usize::try_from(length).map_err(io::Error::other)?,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
-        )
-        .map_err(io::Error::other)?;
-        let region = GuestRegionMmap::new(mapping, start)
-            .ok_or_else(|| io::Error::other("guest memory wraps around"))?;
-        regions.push(region);
+        let content = FileOffset::from_arc(std::sync::Arc::clone(&file), offset);
+        regions.push(region(Some(content), start, length)?);
         offset += length;
     }
+    if let Some((start, length)) = growth {
+        regions.push(region(None, start, length)?);
+    }
     GuestMemoryMmap::from_regions(regions).map_err(io::Error::other)
+}
+
+fn region(
+    content: Option<FileOffset>,
+    start: GuestAddress,
+    length: u64,
+) -> io::Result<GuestRegionMmap> {
+    let anonymous = if content.is_none() {
+        libc::MAP_ANONYMOUS
+    } else {
+        0
+    };
+    let mapping = MmapRegion::build(
+        content,
+        usize::try_from(length).map_err(io::Error::other)?,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_NORESERVE | anonymous,
+    )
+    .map_err(io::Error::other)?;
+    GuestRegionMmap::new(mapping, start)
+        .ok_or_else(|| io::Error::other("guest memory wraps around"))
 }

@@ -24,12 +24,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use vm_memory::GuestAddress;
 
 pub use memory::MemoryMap;
 pub use state::{DeviceState, QueuePosition, Snapshot, TransportState};
 
 /// Version of the format. Another one is refused.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 const MAGIC: [u8; 8] = *b"HRUNSNAP";
 const HEADER: usize = 8 + 4 + 8 + 32;
@@ -267,7 +268,8 @@ pub fn verify_memory(directory: &Path, snapshot: &Snapshot) -> Result<(), Snapsh
     }
 }
 
-/// Maps the memory of the snapshot in `directory`: writes go to copies of the pages.
+/// Maps the memory of the snapshot in `directory`: writes go to copies of the pages. A range that
+/// the saved VM did not have is added, if there is one.
 ///
 /// # Errors
 ///
@@ -275,6 +277,7 @@ pub fn verify_memory(directory: &Path, snapshot: &Snapshot) -> Result<(), Snapsh
 pub fn map_memory(
     directory: &Path,
     snapshot: &Snapshot,
+    growth: Option<(GuestAddress, u64)>,
 ) -> Result<vm_memory::GuestMemoryMmap, SnapshotError> {
     let path = directory.join(MEMORY);
     let read = |source| SnapshotError::Read {
@@ -289,7 +292,7 @@ pub fn map_memory(
             problem: format!("it has {size} bytes, not {}", snapshot.memory),
         });
     }
-    memory::map(file, snapshot.memory).map_err(read)
+    memory::map(file, snapshot.memory, growth).map_err(read)
 }
 
 #[cfg(test)]

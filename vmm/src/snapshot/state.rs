@@ -18,6 +18,8 @@ pub struct Snapshot {
     pub memory: u64,
     /// Where that is not zero.
     pub memory_map: MemoryMap,
+    /// How many vCPUs its kernel is prepared for.
+    pub max_vcpus: u8,
     /// vCPUs in the order of their numbers.
     pub vcpus: Vec<VcpuState>,
     /// PIC master, PIC slave and IOAPIC.

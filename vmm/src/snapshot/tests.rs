@@ -24,6 +24,7 @@ fn snapshot(memory_map: MemoryMap) -> Snapshot {
         host_kind: HostKind::Software,
         memory: MEMORY_SIZE,
         memory_map,
+        max_vcpus: 1,
         vcpus: Vec::new(),
         irqchips: vec![kvm_bindings::kvm_irqchip::default()],
         clock: kvm_bindings::kvm_clock_data::default(),
@@ -67,7 +68,7 @@ fn what_was_written_is_read_mapped_and_private() {
     let read = read(dir.path()).unwrap();
     assert_eq!(read.devices, snapshot(MemoryMap::default()).devices);
     verify_memory(dir.path(), &read).unwrap();
-    let memory = map_memory(dir.path(), &read).unwrap();
+    let memory = map_memory(dir.path(), &read, None).unwrap();
     for at in USED {
         let value: u64 = memory.read_obj(GuestAddress(at)).unwrap();
         assert_eq!(value, at ^ 0x5555);
@@ -141,7 +142,7 @@ fn a_memory_file_of_another_size_is_refused() {
     let file = open(&dir.path().join(MEMORY));
     for size in [0, 4096, MEMORY_SIZE - 1, MEMORY_SIZE + 4096] {
         file.set_len(size).unwrap();
-        map_memory(dir.path(), &snapshot).unwrap_err();
+        map_memory(dir.path(), &snapshot, None).unwrap_err();
     }
     file.set_len(MEMORY_SIZE - 4096).unwrap();
     verify_memory(dir.path(), &snapshot).unwrap_err();
@@ -155,4 +156,16 @@ fn a_write_shows_in_the_identity() {
     let file = open(&dir.path().join(MEMORY));
     file.write_all_at(&[1], 0).unwrap();
     assert_ne!(before, Identity::of_memory(dir.path()).unwrap());
+}
+
+#[test]
+fn a_range_that_was_not_saved_is_added_empty() {
+    let dir = written();
+    let read = read(dir.path()).unwrap();
+    let behind = GuestAddress(1 << 32);
+    let memory = map_memory(dir.path(), &read, Some((behind, 4096))).unwrap();
+    assert_eq!(memory.read_obj::<u64>(behind).unwrap(), 0);
+    memory.write_obj(7u64, behind).unwrap();
+    assert_eq!(memory.read_obj::<u64>(GuestAddress(0)).unwrap(), 0x5555);
+    verify_memory(dir.path(), &read).unwrap();
 }

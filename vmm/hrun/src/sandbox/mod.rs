@@ -1,9 +1,11 @@
 //! The VM of a container: claims one, and takes it apart again.
 //!
-//! There are four ways to the same [`Sandbox`]: a clone of a template for the container's image, a
-//! clone that a pool keeps ready, a clone of a template for any container, and a boot.
+//! There are five ways to the same [`Sandbox`]: a clone of a template for the container's image, a
+//! clone that a pool keeps ready, a clone of a template for any container, a clone of a smaller
+//! template that is made bigger, and a boot.
 
 pub(crate) mod boot;
+mod grow;
 mod process;
 
 use std::{
@@ -71,6 +73,8 @@ pub(crate) enum Way {
     Pool,
     /// A clone of a template, which is made if there is none
     Template,
+    /// A clone of a template for less memory or fewer CPUs, made bigger
+    Grow,
     /// A boot
     Boot,
 }
@@ -112,6 +116,9 @@ pub(crate) enum ClaimError {
     /// The pool has no VM, and nothing else will do.
     #[error("Failed to take the container's VM from the pool")]
     Pool(#[source] NoPooledVm),
+    /// No template can become what is asked for.
+    #[error("There is no template that can be made bigger to {0}")]
+    NotGrown(Class),
     /// There is no template, and none can be made.
     #[error(transparent)]
     Template(#[from] TemplateError),
@@ -194,6 +201,10 @@ impl Sandbox {
                 };
                 return Self::restore(&config, claim, signals, announce, &get, None);
             }
+            Way::Grow => {
+                let grown = Self::grown(&config, claim, signals, announce, "asked for")?;
+                return grown.ok_or(ClaimError::NotGrown(claim.class));
+            }
             Way::Auto | Way::Pool => {
                 // A VM that knows the image is faster than one that is ready.
                 if let Some(image) = claim.image
@@ -210,6 +221,12 @@ impl Sandbox {
                     }
                     Err(refused) => chain(&refused),
                 };
+                // Making a template takes a boot. A pool makes the one that was missing meanwhile.
+                if !template.dir.exists()
+                    && let Some(sandbox) = Self::grown(&config, claim, signals, announce, &refused)?
+                {
+                    return Ok(sandbox);
+                }
                 let why = Some(refused.as_str());
                 match Self::restore(&config, claim, signals, announce, &for_any(claim), why) {
                     Err(ClaimError::Template(error)) if !error.is_interrupt() => {

@@ -423,6 +423,7 @@ mod tests {
             version: vmm::config::VERSION,
             name: "test".into(),
             vcpus: 1,
+            max_vcpus: None,
             memory: 128 << 20,
             origin: Origin::Boot(BootConfig {
                 kernel: "/vmlinux".into(),

@@ -23,6 +23,9 @@ const DIGITS: usize = 16;
 pub(crate) struct About {
     /// What its VMs offer.
     pub(crate) class: Class,
+    /// CPUs that clones may have.
+    #[serde(default)]
+    pub(crate) max_cpus: u8,
     /// Version of hrun.
     pub(crate) version: String,
     /// Kernel release of the host: with it KVM changes.
@@ -101,6 +104,7 @@ impl About {
         let created = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             class,
+            max_cpus: class.max_cpus(),
             version: env!("CARGO_PKG_VERSION").into(),
             host: rustix::system::uname()
                 .release()
@@ -116,7 +120,13 @@ impl About {
     /// The name of the template.
     pub(super) fn key(&self) -> String {
         let mut hash = Sha256::new();
-        hash.update(format!("{:?} {} {}", self.class, self.version, self.host));
+        let Self {
+            class, max_cpus, ..
+        } = self;
+        hash.update(format!(
+            "{class:?} {max_cpus} {} {}",
+            self.version, self.host
+        ));
         let layers = self.image.iter().flat_map(|image| &image.layers);
         for part in self.parts.iter().chain(layers) {
             hash.update(format!("{part:?}"));

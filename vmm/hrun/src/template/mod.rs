@@ -31,7 +31,7 @@ pub(crate) use about::About;
 pub(crate) use make::{MakeError, Making};
 pub(crate) use warm::{Rehearsal, RehearsalError};
 
-use crate::{clock::Moment, dirs::Dirs, options::size, parts::Parts};
+use crate::{clock::Moment, dirs::Dirs, options::size, parts::Parts, translate};
 
 /// What a VM offers to its guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,6 +40,25 @@ pub(crate) struct Class {
     pub(crate) cpus: u8,
     /// What the guest shows as `MemTotal`, in bytes.
     pub(crate) memory: u64,
+}
+
+/// How many CPUs clones of each template may have. Every one costs its per-CPU area, most of which
+/// clones share.
+const GROWS_TO: u8 = 4;
+
+impl Class {
+    /// How many CPUs the kernel of its template is prepared for.
+    pub(crate) fn max_cpus(self) -> u8 {
+        self.cpus.max(GROWS_TO)
+    }
+
+    /// Whether a clone of this class can become one of the `other`.
+    pub(crate) fn grows_to(self, other: Self) -> bool {
+        self != other
+            && (self.cpus..=self.max_cpus()).contains(&other.cpus)
+            && (self.memory == other.memory
+                || self.memory < other.memory && translate::has_room_to_grow(self))
+    }
 }
 
 impl fmt::Display for Class {
@@ -267,6 +286,37 @@ impl Templates {
         }
         found.sort_by(|(a, _), (b, _)| a.key.cmp(&b.key));
         Ok(found)
+    }
+
+    /// The templates whose clones can become VMs of this class, the best first: those for the image
+    /// if one is given, then the largest.
+    pub(crate) fn growing_to(
+        &self,
+        class: Class,
+        parts: &Parts,
+        image: Option<&ForImage>,
+    ) -> Result<Vec<Template>, TemplateError> {
+        let mut found = Vec::new();
+        let images = [image, None];
+        for (template, about) in self.list()? {
+            if !about.class.grows_to(class) {
+                continue;
+            }
+            // Others are of other images, or of parts that were replaced.
+            for image in &images[usize::from(image.is_none())..] {
+                if self.locate(about.class, parts, *image)?.key == template.key {
+                    found.push((
+                        image.is_some(),
+                        about.class.memory,
+                        about.class.cpus,
+                        template,
+                    ));
+                    break;
+                }
+            }
+        }
+        found.sort_by_key(|found| std::cmp::Reverse((found.0, found.1, found.2)));
+        Ok(found.into_iter().map(|found| found.3).collect())
     }
 
     /// Finds a template by its name or the beginning of it.

@@ -92,3 +92,54 @@ fn what_is_half_there_is_no_template() {
     assert!(matches!(error, TemplateError::Snapshot(_)), "{error}");
     assert!(templates.list().unwrap().is_empty());
 }
+
+#[test]
+fn what_grows_is_not_larger_in_any_way() {
+    let class = |cpus, mib: u64| Class {
+        cpus,
+        memory: mib << 20,
+    };
+    let small = class(1, 256);
+    for larger in [class(4, 256), class(1, 257), class(2, 1 << 20)] {
+        assert!(small.grows_to(larger), "{larger}");
+        assert!(!larger.grows_to(small), "{larger}");
+    }
+    assert!(!small.grows_to(small));
+    assert!(!small.grows_to(class(GROWS_TO + 1, 256)));
+    assert!(!class(2, 256).grows_to(class(1, 512)));
+    // Its memory reaches where more would go.
+    assert!(!class(1, 4 << 10).grows_to(class(1, 5 << 10)));
+    assert!(class(1, 4 << 10).grows_to(class(2, 4 << 10)));
+}
+
+#[test]
+fn the_largest_template_of_the_same_parts_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = parts(dir.path());
+    let templates = templates(dir.path());
+    let class = |cpus, mib: u64| Class {
+        cpus,
+        memory: mib << 20,
+    };
+    let make = |class, image: Option<&ForImage>| {
+        let template = templates.locate(class, &parts, image).unwrap();
+        make_dir(&template.dir).unwrap();
+        let about = About::new(class, &parts, image).unwrap();
+        about.write(&template.dir).unwrap();
+        template
+    };
+    let small = make(class(1, 256), None);
+    let large = make(class(1, 512), None);
+    make(class(1, 2048), None);
+    let image = ForImage {
+        name: "a".into(),
+        layers: vec![dir.path().to_owned()],
+    };
+    let warm = make(class(1, 256), Some(&image));
+    let wanted = class(2, 1024);
+    let growing = |image| templates.growing_to(wanted, &parts, image).unwrap();
+    assert_eq!(growing(None), [large.clone(), small.clone()]);
+    assert_eq!(growing(Some(&image)), [warm, large, small]);
+    fs::write(&parts.kernel, "a new kernel").unwrap();
+    assert!(growing(Some(&image)).is_empty());
+}

@@ -234,7 +234,7 @@ fn rehearse(
             ..
         } if request == last_action => Some(Ok(())),
         Event::Failed { message, .. } => Some(Err(RehearsalError::Agent(message))),
-        Event::Done { .. } | Event::Personalized { .. } => None,
+        Event::Done { .. } | Event::Personalized { .. } | Event::Grown { .. } => None,
     })?;
     let again = control.send(prepare())?;
     waiting.until(&mut control, |event| match event {

@@ -2,6 +2,7 @@
 //! and requests to the agent.
 
 mod actions;
+mod growth;
 mod root;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ use crate::{
 };
 
 pub(crate) use actions::{Exec, create_actions, exec_action, random_process, start_actions};
+pub(crate) use growth::{grown, growth, has_room_to_grow};
 pub(crate) use root::directories;
 
 /// The first container of a VM, and so far the only one.
@@ -148,6 +150,8 @@ pub(crate) fn template_config(class: Class, parts: &Parts, places: &Places) -> V
         name: "template".into(),
         shares: vec![exclusive(ROOT_TAG), empty_share(VOLUMES_TAG)],
         disks: vec![image_disk(None)],
+        max_vcpus: Some(class.max_cpus()),
+        memory: growth::template_ram(class),
         ..vm(class, boot(parts), FIRST_CID, places)
     }
 }
@@ -166,7 +170,11 @@ fn vm(class: Class, origin: Origin, cid: u32, places: &Places) -> VmConfig {
         version: config::VERSION,
         name: String::new(),
         vcpus: class.cpus,
-        memory: guest_ram_for(class.memory, class.cpus),
+        max_vcpus: None,
+        memory: match origin {
+            Origin::Boot(_) => guest_ram_for(class.memory, class.cpus),
+            Origin::Restore(_) => growth::template_ram(class),
+        },
         origin,
         control: places.control.clone(),
         vsock: Some(VsockConfig {

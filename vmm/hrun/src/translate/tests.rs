@@ -122,7 +122,8 @@ fn a_template_has_the_devices_of_every_container() {
     template.validate().unwrap();
     let source = ReadySource::Directory("/srv".into());
     for volumes in [vec![], vec![volume(source, "/data", true)]] {
-        let config = vm(&fixture(volumes));
+        let (fixture, origin) = (fixture(volumes), Origin::Restore("/t".into()));
+        let config = vm_config(&fixture.ready(), &parts(), origin, 77, &places());
         assert_eq!(
             (config.vcpus, config.memory),
             (template.vcpus, template.memory)
@@ -139,6 +140,29 @@ fn a_template_has_the_devices_of_every_container() {
                 .collect()
         };
         assert_eq!(disks(&config), disks(&template));
+    }
+}
+
+#[test]
+fn a_clone_that_grows_has_the_memory_of_its_template_and_some_more() {
+    let class = |cpus, mib: u64| Class {
+        cpus,
+        memory: mib << 20,
+    };
+    let small = class(1, 256);
+    let template = template_config(small, &parts(), &places());
+    assert_eq!(template.max_vcpus, Some(4));
+    for (wanted, more) in [(class(2, 1024), 768), (class(2, 256), 0)] {
+        let config = grown(vm(&fixture(vec![])), small, wanted);
+        config.validate().unwrap();
+        let added = config.memory - template.memory;
+        assert!((more << 20..(more << 20) + (32 << 20)).contains(&added));
+        let Action::Grow(growth) = growth(small, wanted) else {
+            panic!("it is what makes a VM grow");
+        };
+        assert_eq!(growth.cpus, 2);
+        let total = growth.memory.map(|memory| memory.total);
+        assert_eq!(total, (more > 0).then_some(1 << 30));
     }
 }
 
