@@ -489,19 +489,26 @@ fn hook(bundle: &Path, name: &str, script: &str) -> Value {
 fn hooks_run_at_their_points(case: &Case) -> Result<()> {
     let path = case.path("bundle");
     let bundle = Bundle::new(case, "true", |config| {
-        let points = ["prestart", "createRuntime", "poststart", "poststop"];
+        let points = [
+            "prestart",
+            "createRuntime",
+            "createContainer",
+            "poststart",
+            "poststop",
+        ];
         for point in points {
             config["hooks"][point] = hook(&path, point, "true");
         }
     })?;
     bundle.create(&[])?.exits(0)?;
     let created = bundle.said("hooks");
-    ensure!(created.lines().count() == 2, "{created}");
+    ensure!(created.lines().count() == 3, "{created}");
     bundle.hrun(&["start", "box"]).run()?.exits(0)?;
     bundle.ends()?;
     bundle.hrun(&["delete", "box"]).run()?.exits(0)?;
     let expected = "prestart \"status\":\"creating\"\n\
                     createRuntime \"status\":\"creating\"\n\
+                    createContainer \"status\":\"creating\"\n\
                     poststart \"status\":\"running\"\n\
                     poststop \"status\":\"stopped\"\n";
     ensure!(bundle.said("hooks") == expected, "{}", bundle.said("hooks"));

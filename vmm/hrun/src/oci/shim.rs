@@ -9,6 +9,7 @@ use std::{
 
 use agent_protocol::{Action, ExitStatus, Stdio};
 use anyhow::{Context, bail};
+use oci_spec::runtime::Spec;
 use rustix::{
     event::{PollFd, PollFlags},
     process::{chdir, setsid},
@@ -19,7 +20,7 @@ use super::{
     cli::ShimArgs,
     console,
     containers::{Containers, Owned},
-    failure,
+    failure, hooks,
     orders::{self, Answer, Client, Order},
     plan::Plan,
     record::{Record, Status},
@@ -74,6 +75,7 @@ pub(super) fn execute(
 struct Shim<'a> {
     dirs: &'a Dirs,
     owned: Owned,
+    spec: Spec,
     plan: Plan,
     signals: Signals,
 }
@@ -118,6 +120,7 @@ impl<'a> Shim<'a> {
         Ok(Self {
             dirs,
             owned,
+            spec,
             plan,
             signals,
         })
@@ -138,6 +141,13 @@ impl<'a> Shim<'a> {
         let cid = Some(sandbox.cid());
         session::prepare(sandbox.vsock(), actions, cid, &mut self.signals, &timeline)?;
         reach("shim.prepared", vmm);
+        let hooks = self.spec.hooks().as_ref();
+        let hooks = hooks.and_then(|hooks| hooks.create_container().as_ref());
+        hooks::run(
+            "createContainer",
+            hooks,
+            &self.owned.record.state("creating"),
+        )?;
         let _host = view::show(&self.owned.record.rootfs)
             .context("Failed to make a mount namespace for whoever looks into the container")?;
         let socket = self.owned.record.orders_socket();
