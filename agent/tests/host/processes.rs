@@ -1,6 +1,6 @@
 //! How processes start, what they are, and how they end.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -317,10 +317,13 @@ fn a_further_process_joins_the_container() {
     let guest = Guest::new();
     let mut control = created(&guest);
     let stdin = guest.stream(1, Stream::Stdin);
-    let _streams = [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(1, stream));
-    let mut first = shell(1, "touch /dev/shm/mine; cat > /dev/null");
+    let [mut stdout, _stderr] =
+        [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(1, stream));
+    let mut first = shell(1, "touch /dev/shm/mine; echo ready; cat > /dev/null");
     first.stdio = Stdio::Pipes { stdin: true };
     control.ask(Action::Start(Box::new(first)));
+    let mut ready = [0; 6];
+    stdout.read_exact(&mut ready).unwrap();
     let command = "test $$ != 1 && hostname; ls /dev/shm; cat /proc/1/comm; \
         cat /proc/self/cgroup | grep ^0";
     let output = guest.run(&mut control, shell(2, command));

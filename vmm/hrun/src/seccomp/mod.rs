@@ -1,22 +1,18 @@
 //! Profiles of system calls, as the OCI runtime specification and docker have them, compiled for the
 //! guest's kernel.
 //!
-//! A profile gives each call an action; a filter of seccompiler knows two, one for the calls that it
-//! lists and one for all others. So a profile becomes several filters: one that lets pass what is
-//! listed, with the default action for the rest, and one for each other action. Of what several
-//! filters say, the kernel takes the strictest (seccomp(2)).
+//! Boundary: what a profile says is here, the kernel's program is made by `program`.
+
+mod program;
 
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 use agent_protocol::SeccompFilter as Program;
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompArg, LinuxSyscall};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
 use serde::Deserialize;
 use syscalls::x86_64::Sysno;
 
+use self::program::{Answer, Condition, Table, Test, TooLong};
 use crate::options::capability;
 
 /// What an ERRNO action answers if nothing else is said.
@@ -40,9 +36,12 @@ pub(crate) enum SeccompError {
     /// A comparison is unknown.
     #[error("Seccomp profile: comparison {0:?} is not supported")]
     Operator(String),
-    /// seccompiler refuses it.
-    #[error("Failed to compile a seccomp profile")]
-    Compile(#[from] seccompiler::BackendError),
+    /// A system call has six.
+    #[error("Seccomp profile: a system call has no argument {0}")]
+    Argument(u8),
+    /// It is longer than a filter can be.
+    #[error(transparent)]
+    Length(#[from] TooLong),
 }
 
 /// A profile: the OCI specification's `linux.seccomp`, and what docker's files have beyond that.
@@ -94,7 +93,7 @@ struct Conditions {
 impl From<&LinuxSeccomp> for Profile {
     fn from(seccomp: &LinuxSeccomp) -> Self {
         let argument = |asked: &LinuxSeccompArg| Argument {
-            // Beyond six the compiler refuses it.
+            // Whatever it is, it is none of six.
             index: u8::try_from(asked.index()).unwrap_or(u8::MAX),
             value: asked.value(),
             value_two: asked.value_two().unwrap_or(0),
@@ -140,8 +139,6 @@ fn is_ours(arch: &str) -> bool {
     matches!(arch, "amd64" | "x86_64" | "SCMP_ARCH_X86_64")
 }
 
-type Rules = BTreeMap<i64, Vec<SeccompRule>>;
-
 impl Profile {
     /// Reads a file, docker's or a part of an OCI specification.
     pub(crate) fn read(path: PathBuf) -> Result<Self, SeccompError> {
@@ -158,12 +155,10 @@ impl Profile {
         })
     }
 
-    /// Compiles it for a process with these capabilities.
+    /// Compiles it for a process with these capabilities. What allows everything is no filter.
     pub(crate) fn compile(&self, capabilities: u64) -> Result<Vec<Program>, SeccompError> {
         let default = action(&self.default_action, self.default_errno_ret)?;
-        let mut listed = Rules::new();
-        // Few: they are compared one by one, as they have no order.
-        let mut others: Vec<(SeccompAction, Rules)> = Vec::new();
+        let mut calls: BTreeMap<u32, Vec<Answer>> = BTreeMap::new();
         for rule in &self.syscalls {
             if !rule.includes.hold(capabilities) || rule.excludes.any_holds(capabilities) {
                 continue;
@@ -172,30 +167,28 @@ impl Profile {
             if action == default {
                 continue;
             }
-            let rules = rule.rules()?;
-            extend(&mut listed, &rules);
-            if action == SeccompAction::Allow {
-                continue;
-            }
-            match others.iter_mut().find(|(known, _)| *known == action) {
-                Some((_, known)) => extend(known, &rules),
-                None => others.push((action, rules)),
+            let answers = rule.answers(action)?;
+            for number in rule.numbers() {
+                calls.entry(number).or_default().extend(answers.clone());
             }
         }
-        let mut filters = Vec::new();
-        if default != SeccompAction::Allow {
-            filters.push(filter(listed, default, SeccompAction::Allow)?);
+        if calls.is_empty() && default == program::ALLOW {
+            return Ok(Vec::new());
         }
-        for (action, rules) in others {
-            filters.push(filter(rules, SeccompAction::Allow, action)?);
-        }
-        Ok(filters)
+        Ok(vec![Program(Table { default, calls }.program()?)])
     }
 }
 
 impl Rule {
-    /// What it says of each of its calls. Those that this kernel does not know cannot be made.
-    fn rules(&self) -> Result<Rules, SeccompError> {
+    /// Its calls. Those that this kernel does not know cannot be made.
+    fn numbers(&self) -> impl Iterator<Item = u32> {
+        let names = self.names.iter().chain(&self.name);
+        let numbers = names.filter_map(|name| name.parse::<Sysno>().ok());
+        numbers.filter_map(|number| u32::try_from(number.id()).ok())
+    }
+
+    /// What it says of each of them.
+    fn answers(&self, action: u32) -> Result<Vec<Answer>, SeccompError> {
         let args = self.args.as_deref().unwrap_or_default();
         let conditions = args
             .iter()
@@ -203,79 +196,54 @@ impl Rule {
             .collect::<Result<Vec<_>, _>>()?;
         let repeats =
             |(at, arg): (usize, &Argument)| args[..at].iter().any(|other| other.index == arg.index);
-        let rules = if conditions.is_empty() {
-            // Whatever the arguments are.
-            Vec::new()
-        } else if args.iter().enumerate().any(repeats) {
+        let answer = |conditions| Answer { action, conditions };
+        if args.iter().enumerate().any(repeats) {
             // As runc has it: of several conditions on one argument any will do.
             let each = conditions.into_iter();
-            each.map(|condition| SeccompRule::new(vec![condition]))
-                .collect::<Result<_, _>>()?
-        } else {
-            vec![SeccompRule::new(conditions)?]
-        };
-        let names = self.names.iter().chain(&self.name);
-        let numbers = names.filter_map(|name| name.parse::<Sysno>().ok());
-        Ok(numbers
-            .map(|number| (i64::from(number.id()), rules.clone()))
-            .collect())
+            return Ok(each.map(|condition| answer(vec![condition])).collect());
+        }
+        Ok(vec![answer(conditions)])
     }
 }
 
 impl Argument {
-    fn condition(&self) -> Result<SeccompCondition, SeccompError> {
-        let (operator, value) = match &*self.op {
-            "SCMP_CMP_EQ" => (SeccompCmpOp::Eq, self.value),
-            "SCMP_CMP_NE" => (SeccompCmpOp::Ne, self.value),
-            "SCMP_CMP_LT" => (SeccompCmpOp::Lt, self.value),
-            "SCMP_CMP_LE" => (SeccompCmpOp::Le, self.value),
-            "SCMP_CMP_GE" => (SeccompCmpOp::Ge, self.value),
-            "SCMP_CMP_GT" => (SeccompCmpOp::Gt, self.value),
-            "SCMP_CMP_MASKED_EQ" => (SeccompCmpOp::MaskedEq(self.value), self.value_two),
+    fn condition(&self) -> Result<Condition, SeccompError> {
+        if self.index > 5 {
+            return Err(SeccompError::Argument(self.index));
+        }
+        let test = match &*self.op {
+            "SCMP_CMP_EQ" => Test::Equal(self.value),
+            "SCMP_CMP_NE" => Test::NotEqual(self.value),
+            "SCMP_CMP_LT" => Test::Less(self.value),
+            "SCMP_CMP_LE" => Test::LessOrEqual(self.value),
+            "SCMP_CMP_GE" => Test::GreaterOrEqual(self.value),
+            "SCMP_CMP_GT" => Test::Greater(self.value),
+            "SCMP_CMP_MASKED_EQ" => Test::Masked {
+                mask: self.value,
+                value: self.value_two,
+            },
             other => return Err(SeccompError::Operator(other.into())),
         };
-        let length = SeccompCmpArgLen::Qword;
-        Ok(SeccompCondition::new(self.index, length, operator, value)?)
+        Ok(Condition {
+            argument: self.index,
+            test,
+        })
     }
 }
 
-/// Adds rules; a call without conditions is one whatever else is said of it.
-fn extend(all: &mut Rules, more: &Rules) {
-    for (number, rules) in more {
-        match all.get_mut(number) {
-            Some(known) if known.is_empty() || rules.is_empty() => known.clear(),
-            Some(known) => known.extend(rules.iter().cloned()),
-            None => drop(all.insert(*number, rules.clone())),
-        }
-    }
-}
-
-fn action(name: &str, errno: Option<u32>) -> Result<SeccompAction, SeccompError> {
-    let number = errno.unwrap_or(EPERM);
+/// The kernel's number of an action, with what it says to the program or its tracer.
+fn action(name: &str, errno: Option<u32>) -> Result<u32, SeccompError> {
+    let data = errno.unwrap_or(EPERM) & 0xffff;
     Ok(match name {
-        "SCMP_ACT_ALLOW" => SeccompAction::Allow,
-        "SCMP_ACT_ERRNO" => SeccompAction::Errno(number),
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => SeccompAction::KillThread,
-        "SCMP_ACT_KILL_PROCESS" => SeccompAction::KillProcess,
-        "SCMP_ACT_LOG" => SeccompAction::Log,
-        "SCMP_ACT_TRACE" => SeccompAction::Trace(number),
-        "SCMP_ACT_TRAP" => SeccompAction::Trap,
+        "SCMP_ACT_ALLOW" => program::ALLOW,
+        "SCMP_ACT_ERRNO" => program::ERRNO | data,
+        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => program::KILL_THREAD,
+        "SCMP_ACT_KILL_PROCESS" => program::KILL_PROCESS,
+        "SCMP_ACT_LOG" => program::LOG,
+        "SCMP_ACT_TRACE" => program::TRACE | data,
+        "SCMP_ACT_TRAP" => program::TRAP,
         other => return Err(SeccompError::Action(other.into())),
     })
-}
-
-fn filter(
-    rules: Rules,
-    mismatch: SeccompAction,
-    matched: SeccompAction,
-) -> Result<Program, SeccompError> {
-    let filter = SeccompFilter::new(rules, mismatch, matched, TargetArch::x86_64)?;
-    let program = BpfProgram::try_from(filter)?;
-    let instruction = |i: seccompiler::sock_filter| {
-        let [code, jt, jf] = [u64::from(i.code), u64::from(i.jt), u64::from(i.jf)];
-        code << 48 | jt << 40 | jf << 32 | u64::from(i.k)
-    };
-    Ok(Program(program.into_iter().map(instruction).collect()))
 }
 
 #[cfg(test)]
@@ -287,23 +255,47 @@ mod tests {
         Ok(profile.compile(1)?.len())
     }
 
+    /// What a profile answers to a call with these first two arguments.
+    fn answer(json: &str, call: Sysno, args: [u64; 2]) -> u32 {
+        const X86_64: u32 = 0xc000_003e;
+        let profile = Profile::parse("test", json.as_bytes()).unwrap();
+        let program = &profile.compile(1).unwrap()[0].0;
+        let number = u32::try_from(call.id()).unwrap();
+        let args = [args[0], args[1], 0, 0, 0, 0];
+        program::tests::run(program, X86_64, number, args).0
+    }
+
     #[test]
-    fn a_profile_becomes_as_many_filters_as_it_has_actions() {
-        let allow = r#"{"names":["read","write","no_such_call"],"action":"SCMP_ACT_ALLOW"}"#;
-        let errno = r#"{"names":["clone3"],"action":"SCMP_ACT_ERRNO","errnoRet":38}"#;
-        let kill = r#"{"name":"reboot","action":"SCMP_ACT_KILL","args":
-            [{"index":0,"value":1,"op":"SCMP_CMP_EQ"}]}"#;
-        let profile = |default: &str, rules: &[&str]| {
-            let rules = rules.join(",");
-            compiled(&format!(
-                r#"{{"defaultAction":"{default}","syscalls":[{rules}]}}"#
-            ))
-            .unwrap()
-        };
-        assert_eq!(profile("SCMP_ACT_ERRNO", &[allow]), 1);
-        assert_eq!(profile("SCMP_ACT_ERRNO", &[allow, errno, kill]), 3);
-        assert_eq!(profile("SCMP_ACT_ALLOW", &[allow]), 0);
-        assert_eq!(profile("SCMP_ACT_ALLOW", &[errno, kill, errno]), 2);
+    fn each_call_gets_the_answer_of_its_rule() {
+        let json = r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[
+            {"names":["read","write","no_such_call"],"action":"SCMP_ACT_ALLOW"},
+            {"names":["clone3"],"action":"SCMP_ACT_ERRNO","errnoRet":38},
+            {"name":"reboot","action":"SCMP_ACT_KILL","args":
+                [{"index":0,"value":1,"op":"SCMP_CMP_EQ"}]},
+            {"names":["personality"],"action":"SCMP_ACT_ALLOW","args":
+                [{"index":0,"value":8,"op":"SCMP_CMP_EQ"},
+                 {"index":0,"value":0,"op":"SCMP_CMP_EQ"}]},
+            {"names":["kill"],"action":"SCMP_ACT_ALLOW","args":
+                [{"index":0,"value":8,"op":"SCMP_CMP_EQ"},
+                 {"index":1,"value":9,"op":"SCMP_CMP_EQ"}]}]}"#;
+        let answer = |call, first, second| answer(json, call, [first, second]);
+        let refused = program::ERRNO | 1;
+        assert_eq!(answer(Sysno::read, 5, 5), program::ALLOW);
+        assert_eq!(answer(Sysno::open, 5, 5), refused);
+        assert_eq!(answer(Sysno::clone3, 0, 0), program::ERRNO | 38);
+        assert_eq!(answer(Sysno::reboot, 1, 0), program::KILL_THREAD);
+        assert_eq!(answer(Sysno::reboot, 2, 0), refused);
+        let personalities = [8, 0, 4].map(|value| answer(Sysno::personality, value, 0));
+        assert_eq!(personalities, [program::ALLOW, program::ALLOW, refused]);
+        assert_eq!(answer(Sysno::kill, 8, 9), program::ALLOW);
+        assert_eq!(answer(Sysno::kill, 8, 1), refused);
+    }
+
+    #[test]
+    fn what_allows_everything_is_no_filter() {
+        let rule = r#"{"names":["read"],"action":"SCMP_ACT_ALLOW"}"#;
+        let json = format!(r#"{{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{rule}]}}"#);
+        assert_eq!(compiled(&json).unwrap(), 0);
     }
 
     #[test]
@@ -332,6 +324,6 @@ mod tests {
         let index = odd
             .replace("ODD", "EQ")
             .replace(r#""index":0"#, r#""index":6"#);
-        assert!(refused(&index).contains("compile"));
+        assert!(refused(&index).contains("argument 6"));
     }
 }
