@@ -2,13 +2,14 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::{Case, Login, Outcome, Registry, Store, Test};
+use tests::{Case, Login, Outcome, Registry, Store, Test, platforms};
 
 pub(crate) fn tests() -> Vec<Test> {
     crate::tests![
         what_is_pushed_is_what_others_pull,
         a_second_push_sends_nothing,
         who_is_not_logged_in_pushes_nothing,
+        an_index_is_pushed_with_the_images_that_are_here,
     ]
     .into_iter()
     .map(Test::without_vm)
@@ -111,5 +112,72 @@ fn who_is_not_logged_in_pushes_nothing(case: &Case) -> Result<()> {
     case.hrun(["push", "nothing", &name])
         .run()?
         .is_refused_saying(&["nothing"])?;
+    Ok(())
+}
+
+fn an_index_is_pushed_with_the_images_that_are_here(case: &Case) -> Result<()> {
+    let registry = Registry::start(case, "registry", Login::None)?;
+    let layout = case.path("platforms");
+    let listed = ["linux/arm64", "linux/amd64"];
+    platforms::layout(&case.built().image("busybox/busybox"), &layout, &listed)?;
+    let source = format!("oci:{}:latest", layout.display());
+    registry.push(case, &source, "from:1", &["--all"])?;
+    let digest = registry.digest(case, "from:1")?;
+    let (name, destination) = (registry.name("from:1"), registry.name("to:1"));
+    let push = |options: &[&str]| {
+        let args = ["push"].iter().chain(options);
+        case.hrun(args.chain([&&*name, &&*destination]).copied())
+            .run()
+    };
+    let pull = |platform: &str| {
+        let args = ["pull", "--platform", platform, &name];
+        case.hrun(args).run()?.exits(0)
+    };
+    push(&["--all-platforms"])?.is_refused_saying(&["No image"])?;
+    pull("linux/amd64")?;
+    // docker-registry takes no index of what it does not have.
+    push(&["--all-platforms"])?.is_refused_saying(&[
+        "linux/arm64 (",
+        "hrun pull --platform",
+        "blob unknown",
+    ])?;
+    pull("linux/arm64")?;
+    let all = push(&["--all-platforms"])?.exits(0)?;
+    let expected = format!("Pushed {destination} ({digest}): 2 of 2 images, ");
+    ensure!(all.text().starts_with(&expected), "{}", all.describe());
+    ensure!(all.stderr.is_empty(), "{}", all.describe());
+    ensure!(registry.digest(case, "to:1")? == digest);
+    // Now it has what this store does not have any more.
+    case.hrun(["image", "rm", &name]).run()?.exits(0)?;
+    pull("linux/amd64")?;
+    let again = push(&["--all"])?.exits(0)?;
+    ensure!(
+        again
+            .stderr
+            .contains("not in the store, the registry has it: linux/arm64 ("),
+        "{}",
+        again.describe()
+    );
+    ensure!(
+        again.text().contains("all there already"),
+        "{}",
+        again.describe()
+    );
+    // What others find there is whole.
+    let copy = format!("oci:{}:copy", case.path("copy").display());
+    case.with(
+        "skopeo",
+        ["copy", "--quiet", "--all", "--src-tls-verify=false"],
+    )
+    .args([format!("docker://{destination}"), copy])
+    .run()?
+    .exits(0)?;
+
+    push(&[])?.exits(0)?;
+    ensure!(registry.digest(case, "to:1")? != digest, "one image alone");
+    case.hrun(["push", "--all", "layered", &destination])
+        .run()?
+        .is_refused_saying(&["did not come from an index"])?;
+    case.hrun(["image", "rm", &name]).run()?.exits(0)?;
     Ok(())
 }

@@ -29,6 +29,9 @@ pub(crate) struct ImageRecord {
     /// Digest of the configuration blob.
     pub(crate) id: Digest,
     pub(crate) manifest: Digest,
+    /// The index that listed the manifest where the image was last had from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) listed_in: Option<Digest>,
     pub(crate) names: BTreeSet<Reference>,
     /// Bottom first, as in the manifest.
     pub(crate) layers: Vec<LayerUse>,
@@ -163,7 +166,8 @@ impl Index {
             .iter()
             .flat_map(|image| {
                 let layers = image.layers.iter().map(|layer| &layer.blob.digest);
-                [&image.id, &image.manifest].into_iter().chain(layers)
+                let documents = [&image.id, &image.manifest];
+                documents.into_iter().chain(&image.listed_in).chain(layers)
             })
             .map(Digest::digest)
             .collect()
@@ -228,6 +232,7 @@ mod tests {
         index.images.push(ImageRecord {
             id: id.clone(),
             manifest: id.clone(),
+            listed_in: Some(digest::of(b"index")),
             names: BTreeSet::from(["busybox".parse().unwrap()]),
             layers: vec![LayerUse {
                 blob: blob(&id),
@@ -290,6 +295,7 @@ mod tests {
         index.images.push(ImageRecord {
             id: a.clone(),
             manifest: a.clone(),
+            listed_in: None,
             names: BTreeSet::new(),
             layers: vec![LayerUse {
                 blob: blob(&a),

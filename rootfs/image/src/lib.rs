@@ -49,7 +49,7 @@ pub use store::erofs::ErofsError;
 pub use store::find::FindError;
 pub use store::load::LoadError;
 pub use store::pull::{PullError, PullOptions, Pulled};
-pub use store::push::{PushError, PushOptions, Pushed};
+pub use store::push::{Missing, PushError, PushOptions, Pushed, PushedIndex};
 pub use store::remove::{RemoveError, Removed};
 pub use store::save::SaveError;
 pub use store::tag::TagError;

@@ -59,15 +59,9 @@ impl Platform {
         if self.rank(descriptor).is_some() {
             return true;
         }
-        let os = platform.os().to_string();
         // Attestations are listed as images for an unknown platform.
-        if os != "unknown" {
-            let mut name = format!("{os}/{}", platform.architecture());
-            if let Some(variant) = platform.variant() {
-                name.push('/');
-                name.push_str(variant);
-            }
-            others.push(name);
+        if platform.os().to_string() != "unknown" {
+            others.extend(name_of(descriptor));
         }
         false
     }
@@ -142,6 +136,17 @@ impl FromStr for Platform {
             variant,
         })
     }
+}
+
+/// The platform that an index states for an image.
+pub(crate) fn name_of(descriptor: &Descriptor) -> Option<String> {
+    let platform = descriptor.platform().as_ref()?;
+    let mut name = format!("{}/{}", platform.os(), platform.architecture());
+    if let Some(variant) = platform.variant() {
+        name.push('/');
+        name.push_str(variant);
+    }
+    Some(name)
 }
 
 /// A variant, unless it is the first one of its architecture.

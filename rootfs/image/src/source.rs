@@ -19,6 +19,8 @@ pub(crate) struct Candidate {
     pub(crate) names: Vec<Reference>,
     /// The manifest as stored; docker's archives have none.
     pub(crate) manifest: Option<Vec<u8>>,
+    /// The index by which the image has its name, beside images for other platforms.
+    pub(crate) index: Option<Vec<u8>>,
     pub(crate) config_bytes: Vec<u8>,
     pub(crate) config: Config,
     /// Bottom first.

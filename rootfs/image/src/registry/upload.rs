@@ -12,14 +12,14 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use oci_spec::image::MediaType;
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION,
 };
 use reqwest::{Body, RequestBuilder, Response, StatusCode, Url};
 
 use super::backoff::Backoff;
 use super::endpoint::SILENCE_MAX;
 use super::transport::{is_final, is_temporary};
-use super::{CONTENT_DIGEST, Client, RegistryError};
+use super::{CONTENT_DIGEST, Client, MANIFEST_TYPES, RegistryError};
 use crate::progress::Task;
 use crate::{Digest, Progress, digest};
 
@@ -71,6 +71,20 @@ impl Client<'_> {
         let what = format!("blob {digest}");
         let url = self.url("blobs", digest.as_ref())?;
         let request = || self.transport.http.head(url.clone());
+        let response = self.send(request, &what, &mut Backoff::default()).await?;
+        match response.status() {
+            StatusCode::OK => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => Err(self.transport.status(response, &what).await),
+        }
+    }
+
+    /// Whether the repository has a manifest, or an index.
+    pub(crate) async fn has_manifest(&self, digest: &Digest) -> Result<bool, RegistryError> {
+        let what = format!("manifest {digest}");
+        let url = self.url("manifests", digest.as_ref())?;
+        let http = &self.transport.http;
+        let request = || http.head(url.clone()).header(ACCEPT, MANIFEST_TYPES);
         let response = self.send(request, &what, &mut Backoff::default()).await?;
         match response.status() {
             StatusCode::OK => Ok(true),

@@ -65,6 +65,7 @@ impl Source {
             images.push(Candidate {
                 names,
                 manifest: None,
+                index: None,
                 config_bytes,
                 config,
                 layers,

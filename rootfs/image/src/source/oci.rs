@@ -29,9 +29,12 @@ impl Source {
         self.check_count(&index)?;
         for descriptor in index.manifests() {
             let names = self.names(descriptor, notes);
-            if let Some(descriptor) = self.select(descriptor, 0, &mut others)?
-                && let Some(image) = self.oci_image(&descriptor, names, &mut others)?
+            if let Some(chosen) = self.select(descriptor, 0, &mut others)?
+                && let Some(mut image) = self.oci_image(&chosen, names, &mut others)?
             {
+                if Kind::of(descriptor.media_type()) == Kind::Index {
+                    image.index = Some(self.verified(descriptor)?);
+                }
                 images.push(image);
             }
         }
@@ -133,6 +136,7 @@ impl Source {
         Ok(Some(Candidate {
             names,
             manifest: Some(bytes),
+            index: None,
             config_bytes,
             config,
             layers,

@@ -190,6 +190,7 @@ mod tests {
             let id: Digest = format!("sha256:{id:0<64}").parse().unwrap();
             index.images.push(ImageRecord {
                 manifest: digest::of(id.as_ref().as_bytes()),
+                listed_in: None,
                 id,
                 names: names
                     .iter()

@@ -306,6 +306,7 @@ impl Store {
                 has_layer && has_blob
             }) && [&record.id, &record.manifest]
                 .into_iter()
+                .chain(&record.listed_in)
                 .all(|blob| known.contains(blob.digest()) || ready.blobs.contains_key(blob));
             if !complete {
                 return Ok(None);
@@ -330,10 +331,15 @@ impl Store {
         match index.images.iter_mut().find(|image| image.id == record.id) {
             Some(image) => {
                 // The same image in other wrapping, for example compressed otherwise.
-                orphans = image.manifest != record.manifest;
+                // Without its index if it was pulled by the digest of its manifest, say.
+                let known = image.listed_in.take();
+                let lists = image.manifest == record.manifest;
+                let listed_in = record.listed_in.clone().or(known.clone().filter(|_| lists));
+                orphans = !lists || (known.is_some() && known != listed_in);
                 let names = std::mem::take(&mut image.names);
                 *image = ImageRecord {
                     names,
+                    listed_in,
                     ..record.clone()
                 };
             }

@@ -202,6 +202,7 @@ impl Store {
             .next()
             .expect("a source without images is an error");
         candidate.names = vec![reference.pinned()];
+        candidate.index.clone_from(&resolved.index);
         let blobs = layout.join(BLOBS);
         for _ in 0..ATTEMPTS {
             let held = self.download(client, &candidate, &blobs, progress).await?;

@@ -3,6 +3,8 @@
 //! Blobs go first, several side by side, and only those that the registry does not have; the
 //! manifest, by which it becomes visible, goes last.
 
+mod all;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -19,6 +21,7 @@ use crate::registry::{
     self, Access, AuthFiles, Client, CredentialsError, RegistryError, UploadError, Uploaded,
 };
 use crate::{Digest, Progress, Reference};
+pub use all::{Missing, PushedIndex};
 
 /// Blobs that are uploaded at the same time.
 const PARALLEL: usize = 3;
@@ -47,6 +50,17 @@ pub struct Pushed {
     pub mounted: usize,
 }
 
+impl Pushed {
+    fn nothing_of(digest: &Digest) -> Self {
+        Self {
+            digest: digest.clone(),
+            sent: 0,
+            sent_bytes: 0,
+            mounted: 0,
+        }
+    }
+}
+
 /// Why an image was not pushed.
 #[derive(Debug, thiserror::Error)]
 pub enum PushError {
@@ -59,6 +73,26 @@ pub enum PushError {
     /// A digest is a fact, not a name to give.
     #[error("{0} has a digest: an image is pushed to a tag")]
     Digest(Reference),
+    /// There are no other platforms.
+    #[error(
+        "Image {0} did not come from an index of several platforms: push it without --all-platforms"
+    )]
+    NoIndex(String),
+    /// The registry does not take an index of what it does not have.
+    #[error(
+        "The registry {registry} does not take the index without the images that the store does not \
+         have: {}; `hrun pull --platform PLATFORM {name}` gets one", missing.join(", ")
+    )]
+    Incomplete {
+        /// The registry.
+        registry: String,
+        /// What was to be pushed.
+        name: String,
+        /// What neither of both has.
+        missing: Vec<String>,
+        /// What the registry said.
+        source: Box<RegistryError>,
+    },
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -97,10 +131,7 @@ impl Store {
         options: &PushOptions,
         progress: &dyn Progress,
     ) -> Result<Pushed, PushError> {
-        let tag = match destination.tag() {
-            Some(tag) if destination.digest().is_none() => tag,
-            _ => return Err(PushError::Digest(destination.clone())),
-        };
+        let tag = tag_of(destination)?;
         let chosen = self.choose_to_push(name, destination)?;
         let credentials = options.credentials.find(destination)?;
         registry::run(async {
@@ -112,41 +143,11 @@ impl Store {
                 progress,
             )
             .await?;
-            let mut pushed = Pushed {
-                digest: chosen.record.manifest.clone(),
-                sent: 0,
-                sent_bytes: 0,
-                mounted: 0,
-            };
-            let (client, chosen) = (&client, &chosen);
-            let uploads = chosen.blobs.iter().map(|blob| async move {
-                let other = blob.other.as_deref();
-                let done = client
-                    .upload(&blob.digest, blob.size, &blob.file, other, progress)
-                    .await;
-                done.map(|done| (blob, done)).map_err(|err| match err {
-                    UploadError::Registry(err) => PushError::from(err),
-                    UploadError::File(err) => chosen.damaged(err).into(),
-                })
-            });
-            let mut waiting = uploads.collect::<Vec<_>>().into_iter();
-            let mut running: FuturesUnordered<_> = waiting.by_ref().take(PARALLEL).collect();
-            while let Some(done) = running.next().await {
-                match done? {
-                    (_, Uploaded::Known) => {}
-                    (_, Uploaded::Mounted) => pushed.mounted += 1,
-                    (blob, Uploaded::Sent) => {
-                        pushed.sent += 1;
-                        pushed.sent_bytes += blob.size;
-                    }
-                }
-                running.extend(waiting.next());
-            }
-            let media_type = chosen.media_type()?;
-            client
-                .put_manifest(tag, &media_type, &chosen.manifest)
-                .await?;
-            Ok(pushed)
+            let mut pushed = Pushed::nothing_of(&chosen.record.manifest);
+            chosen
+                .send(&client, tag, &mut pushed, progress)
+                .await
+                .map(|()| pushed)
         })
     }
 
@@ -200,6 +201,45 @@ impl Store {
 }
 
 impl Chosen {
+    /// Sends what the registry does not have, and the manifest as `reference`: a tag, or its own
+    /// digest. Counts in `pushed`.
+    async fn send(
+        &self,
+        client: &Client<'_>,
+        reference: &str,
+        pushed: &mut Pushed,
+        progress: &dyn Progress,
+    ) -> Result<(), PushError> {
+        let uploads = self.blobs.iter().map(|blob| async move {
+            let other = blob.other.as_deref();
+            let done = client
+                .upload(&blob.digest, blob.size, &blob.file, other, progress)
+                .await;
+            done.map(|done| (blob, done)).map_err(|err| match err {
+                UploadError::Registry(err) => PushError::from(err),
+                UploadError::File(err) => self.damaged(err).into(),
+            })
+        });
+        let mut waiting = uploads.collect::<Vec<_>>().into_iter();
+        let mut running: FuturesUnordered<_> = waiting.by_ref().take(PARALLEL).collect();
+        while let Some(done) = running.next().await {
+            match done? {
+                (_, Uploaded::Known) => {}
+                (_, Uploaded::Mounted) => pushed.mounted += 1,
+                (blob, Uploaded::Sent) => {
+                    pushed.sent += 1;
+                    pushed.sent_bytes += blob.size;
+                }
+            }
+            running.extend(waiting.next());
+        }
+        let media_type = self.media_type(&self.manifest, MediaType::ImageManifest)?;
+        client
+            .put_manifest(reference, &media_type, &self.manifest)
+            .await?;
+        Ok(())
+    }
+
     fn damaged(&self, source: io::Error) -> StoreError {
         StoreError::DamagedImage {
             image: self.record.id.clone(),
@@ -207,18 +247,24 @@ impl Chosen {
         }
     }
 
-    /// What the manifest calls itself; those of OCI may leave it out.
-    fn media_type(&self) -> Result<MediaType, StoreError> {
+    /// What a document calls itself; those of OCI may leave it out.
+    fn media_type(&self, document: &[u8], default: MediaType) -> Result<MediaType, StoreError> {
         #[derive(Deserialize)]
         struct Head {
             #[serde(rename = "mediaType")]
             media_type: Option<String>,
         }
-        let head: Head = serde_json::from_slice(&self.manifest)
-            .map_err(|err| self.damaged(io::Error::other(err)))?;
-        Ok(head
-            .media_type
-            .map_or(MediaType::ImageManifest, |text| text.as_str().into()))
+        let head: Head =
+            serde_json::from_slice(document).map_err(|err| self.damaged(io::Error::other(err)))?;
+        Ok(head.media_type.map_or(default, |text| text.as_str().into()))
+    }
+}
+
+/// The tag to push to.
+fn tag_of(destination: &Reference) -> Result<&str, PushError> {
+    match destination.tag() {
+        Some(tag) if destination.digest().is_none() => Ok(tag),
+        _ => Err(PushError::Digest(destination.clone())),
     }
 }
 

@@ -280,12 +280,15 @@ impl ImageLoad<'_> {
             Some(bytes) => self.document(bytes)?,
             None => self.document(&make_manifest(&id, candidate, &layers))?,
         };
+        let index = candidate.index.as_deref();
+        let listed_in = index.map(|bytes| self.document(bytes)).transpose()?;
         let loaded = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
         Ok(ImageRecord {
             id,
             manifest,
+            listed_in,
             names: BTreeSet::new(),
             layers,
             loaded,

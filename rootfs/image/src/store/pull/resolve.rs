@@ -15,6 +15,8 @@ const MANIFESTS_MAX: usize = 1000;
 pub(super) struct Resolved {
     /// Of the name.
     pub(super) digest: Digest,
+    /// What has the name, if that is an index.
+    pub(super) index: Option<Vec<u8>>,
     pub(super) manifest: Document,
     pub(super) config: Vec<u8>,
     pub(super) config_digest: Digest,
@@ -32,6 +34,8 @@ impl Store {
         let name = reference.digest().or(reference.tag()).unwrap_or_default();
         let first = client.manifest(name, limit).await?;
         let digest = first.digest.clone();
+        let is_index = Kind::of(&first.media_type) == Kind::Index;
+        let top = is_index.then(|| first.bytes.clone());
         let mut others = Vec::new();
         let mut indexes = 0;
         let mut waiting: Vec<Descriptor> = Vec::new();
@@ -100,6 +104,7 @@ impl Store {
         }
         Ok(Resolved {
             digest,
+            index: top,
             manifest,
             config: client.document(config.digest(), config.size()).await?,
             config_digest: config.digest().clone(),

@@ -1,5 +1,7 @@
 //! Pushing to registries that take things, lamely, or not at all.
 
+mod all;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
