@@ -38,7 +38,7 @@ fn count(templates: &Path) -> Result<usize> {
 }
 
 fn grow(case: &Case, options: &[&str], script: &str) -> Result<Outcome> {
-    case.run(["--timeline=json", "--start", "grow"])
+    case.run(["--start", "grow"])
         .args(options)
         .args(["busybox", "sh", "-c", script])
         .run()
@@ -66,11 +66,11 @@ fn what_was_added_can_be_used(case: &Case) -> Result<()> {
     let templates = with_default_template(case)?;
     // More than the template's own memory, read back, by programs on each of the CPUs.
     let script = r#"
-        mount -t tmpfs -o size=800m tmpfs /mnt
-        yes 0123456789abcde | head -c 350m > /mnt/a &
-        yes 0123456789abcde | head -c 350m > /mnt/b &
+        mkdir /full && mount -t tmpfs -o size=800m tmpfs /full
+        yes 0123456789abcde | head -c 350m > /full/a &
+        yes 0123456789abcde | head -c 350m > /full/b &
         wait
-        cmp /mnt/a /mnt/b && wc -c < /mnt/a
+        cmp /full/a /full/b && wc -c < /full/a
         awk '/^cpu[01] / && $2 + $4 > 0' /proc/stat | wc -l
     "#;
     let options = ["--cpus", "2", "--memory", "1g", "--privileged"];

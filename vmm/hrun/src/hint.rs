@@ -13,7 +13,7 @@ use crate::{
     parts::PartsError,
     pool::client::ClientError,
     relay::RelayError,
-    sandbox::BootError,
+    sandbox::{BootError, ClaimError},
     session::SessionError,
     spec::SpecError,
     template::{MakeError, RehearsalError},
@@ -93,6 +93,13 @@ fn host(cause: &Cause) -> Option<String> {
 }
 
 fn template(cause: &Cause) -> Option<String> {
+    if let Some(ClaimError::NotGrown(_)) = cause.downcast_ref() {
+        return Some(
+            "`hrun template create` makes the default one, `hrun template ls` lists all; clones \
+             of each may have up to 4 CPUs"
+                .into(),
+        );
+    }
     match cause.downcast_ref::<MakeError>()? {
         MakeError::Rehearse(RehearsalError::Save(_) | RehearsalError::Timeout) => Some(
             "name a command that ends by itself and only reads, such as true: \

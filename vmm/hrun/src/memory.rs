@@ -26,8 +26,12 @@ const MMIO_GAP: u64 = 3 << 30;
 /// bytes: together 12 bytes for two pages...
 const PER_BUCKET: u64 = 12;
 
-/// ...of those that were free then, which was less than at the end by what only the boot needs.
-const FREED_LATER: u64 = 860 * PAGE_SIZE;
+/// ...of those that were free then: without what only the boot needs, which is free at the end, but
+/// with what the tables themselves and the per-CPU areas take.
+const FREED_LATER: u64 = 510 * PAGE_SIZE;
+
+/// How finely the kernel counts them, in bytes.
+const COUNTED: u64 = 1 << 20;
 
 /// RAM of a VM with up to `max_vcpus` CPUs, in bytes, whose guest is to show `visible` bytes as
 /// `MemTotal`.
@@ -36,8 +40,19 @@ const FREED_LATER: u64 = 860 * PAGE_SIZE;
 /// before. Measured with 64 to 512 MiB and with 1 and 2 CPUs, this is exact
 /// to one page.
 pub(crate) fn guest_ram_for(visible: u64, max_vcpus: u8) -> u64 {
-    let buckets = (visible.saturating_sub(FREED_LATER) / PAGE_SIZE / 2).next_power_of_two();
-    let least = visible + FIXED + u64::from(max_vcpus) * PER_VCPU + buckets * PER_BUCKET;
+    let per_cpu = u64::from(max_vcpus) * PER_VCPU;
+    // Tables of twice the size may be what makes room for so many.
+    let mut buckets = 1;
+    let tables = loop {
+        let tables = buckets * PER_BUCKET;
+        let free = (visible + per_cpu + tables).saturating_sub(FREED_LATER);
+        let needed = free.next_multiple_of(COUNTED) / PAGE_SIZE / 2;
+        if needed <= buckets {
+            break tables;
+        }
+        buckets *= 2;
+    };
+    let least = visible + FIXED + per_cpu + tables;
     let least = least.next_multiple_of(PAGE_SIZE);
     // Describing the descriptors may take one more section.
     let mut ram = least;
@@ -78,6 +93,7 @@ mod tests {
             (282_464_256, 1, 268_828_672),
             (555_487_232, 1, 537_264_128),
             (282_636_288, 2, 268_828_672),
+            (1_101_656_064 + (3 << 19), 4, 1 << 30),
         ] {
             let predicted = guest_ram_for(visible, vcpus);
             assert!(

@@ -22,7 +22,7 @@ pub(crate) struct Timeline {
 /// How the container came to its VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Way {
-    /// `pool`, `template` or `boot`.
+    /// `pool`, `template`, `grow` or `boot`.
     name: &'static str,
     /// Why it was this one.
     why: String,
