@@ -19,10 +19,11 @@ CARGO ?= cargo
 # Where `make install` puts things; DESTDIR goes in front, for packagers.
 PREFIX ?= /usr/local
 DESTDIR ?=
-# How long each fuzz target runs, how often bench-boot, -image and -rootfs measure, and arguments for
-# tests and benchmarks.
+# How long each fuzz target runs, how often bench-boot, -image and -rootfs measure, of how many idle
+# containers bench-rootfs measures the memory, and arguments for tests and benchmarks.
 FUZZ_SECONDS ?= 60
 BENCH_ROUNDS ?= 5
+BENCH_IDLE ?= 10
 ARGS ?=
 
 # Debian packages by what they are for. Rust itself is expected.
@@ -165,7 +166,7 @@ bench-image: deps-test binaries ## Load and pull a Debian by hrun and by skopeo 
 .PHONY: bench-rootfs
 bench-rootfs: deps-test build images ## Compare the three ways of a root file system into the guest
 	$(AS_ROOT) tests/bench/rootfs.sh $(HRUN) $(TARGET)/test-images/busybox/busybox \
-		$(TARGET)/test-images/debian/debian $(BENCH_ROUNDS)
+		$(TARGET)/test-images/debian/debian $(BENCH_ROUNDS) $(BENCH_IDLE)
 
 .PHONY: bench-boot
 bench-boot: deps-bench-boot build ## Boot by hrun-vmm and by qemu's microvm in turns and compare

@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
-# What the three ways of a root file system into the guest cost: rootfs.sh HRUN BUSYBOX DEBIAN ROUNDS,
-# where BUSYBOX and DEBIAN are OCI layouts with an image "latest". Root only.
+# What the three ways of a root file system into the guest cost: rootfs.sh HRUN BUSYBOX DEBIAN ROUNDS
+# [COUNT], where BUSYBOX and DEBIAN are OCI layouts with an image "latest", and COUNT is how many
+# idle busybox containers are there for their memory to be measured [10]. With 0 rounds that alone is
+# measured. Root only.
+#
+# An idle one's memory is told twice: as what MemAvailable falls by, with the kernel's part and with
+# whatever else happens on the machine meanwhile, and as the proportional share (PSS) of hrun and its
+# VMM, which is neither.
 #
 # The ways take turns, in another order each round. Every container starts from the template for any
 # image, so that no way has an advantage by a template that only it can use.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../images/lib.sh"
-[ $# = 4 ] || fail "usage: rootfs.sh HRUN BUSYBOX DEBIAN ROUNDS"
-hrun=$(realpath "$1") rounds=$4
+[ $# = 4 ] || [ $# = 5 ] || fail "usage: rootfs.sh HRUN BUSYBOX DEBIAN ROUNDS [COUNT]"
+hrun=$(realpath "$1") rounds=$4 count=${5:-10}
+[ "$count" -gt 0 ] || fail "COUNT is how many containers there are: 1 or more"
 
 need mkfs.erofs erofs-utils
 
@@ -16,7 +23,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/hrun-bench-rootfs.XXXXXX")
 export HRUN_STORE=$work/store HRUN_STATE=$work/state HRUN_PULL=never HRUN_START=template
 trap 'rm -rf "$work"' EXIT
 "$hrun" image load "$2" >/dev/null
-"$hrun" image load "$3" >/dev/null
+[ "$rounds" = 0 ] || "$hrun" image load "$3" >/dev/null
 "$hrun" template create >/dev/null
 
 declare -A way=([host]="--rootfs fs --rootfs-overlay host" [guest]="--rootfs fs --rootfs-overlay guest"
@@ -37,30 +44,40 @@ run() { # run WAY TASK: ms
     echo $(((end - start) / 1000))
 }
 
-idle() { # idle WAY N: KiB that MemAvailable falls by for each of N containers
-    local before after pids=()
+pss() { # pss PID...: KiB of these and of their children together
+    local pid
+    for pid in "$@" $(for pid in "$@"; do cat "/proc/$pid"/task/*/children; done); do
+        cat "/proc/$pid/smaps_rollup"
+    done | awk '$1 == "Pss:" { sum += $2 } END { print sum + 0 }'
+}
+
+idle() ( # idle WAY: KiB for each of $count containers, by MemAvailable and by PSS
+    pids=()
+    # The first process of a container takes no TERM without a handler.
+    trap '{ kill -KILL "${pids[@]}"; wait "${pids[@]}"; } 2>/dev/null || true' EXIT
     before=$(awk '/MemAvailable/ { print $2 }' /proc/meminfo)
-    for _ in $(seq "$2"); do
-        # shellcheck disable=SC2086
-        "$hrun" run --rm ${way[$1]} debian sh -c 'cat /usr/bin/perl >/dev/null; echo ready; exec sleep 1000' >"$work/ready" &
-        pids+=($!)
-        until grep -qs ready "$work/ready"; do sleep 0.1; done
+    for _ in $(seq "$count"); do
         : >"$work/ready"
+        # shellcheck disable=SC2086
+        "$hrun" run --rm ${way[$1]} busybox sh -c 'echo ready; exec sleep 100000' >"$work/ready" &
+        pids+=($!)
+        until grep -qs ready "$work/ready"; do
+            kill -0 $! || fail "a container does not start"
+            sleep 0.1
+        done
     done
     sleep 1
     after=$(awk '/MemAvailable/ { print $2 }' /proc/meminfo)
-    # The first process of a container takes no TERM without a handler.
-    kill -KILL "${pids[@]}"
-    wait "${pids[@]}" 2>/dev/null || true
-    echo $(((before - after) / $2))
-}
+    shares=$(pss "${pids[@]}")
+    echo $(((before - after) / count)) $((shares / count))
+)
 
 median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 
 # Once, so that what is made at the first need is there: disks, page cache.
 for w in host guest block; do
     run "$w" start >/dev/null
-    run "$w" find >/dev/null
+    [ "$rounds" = 0 ] || run "$w" find >/dev/null
 done
 for round in $(seq "$rounds"); do
     for task in start find read write; do
@@ -70,9 +87,15 @@ for round in $(seq "$rounds"); do
     done
     echo "round $round of $rounds" >&2
 done
-printf '%-10s %10s %10s %10s %10s %16s\n' way "start, ms" "find, ms" "read, ms" "write, ms" "idle of 10, KiB"
+row='%-10s %10s %10s %10s %10s %18s %14s\n'
+# shellcheck disable=SC2059 # all rows have one format
+printf "$row" way "start, ms" "find, ms" "read, ms" "write, ms" "idle of $count, KiB" "its PSS, KiB"
 for w in host guest block; do
     cells=()
-    for task in start find read write; do cells+=("$(median <"$work/$w.$task")"); done
-    printf '%-10s %10s %10s %10s %10s %16s\n' "$w" "${cells[@]}" "$(idle "$w" 10)"
+    for task in start find read write; do
+        [ "$rounds" = 0 ] && cells+=("-") || cells+=("$(median <"$work/$w.$task")")
+    done
+    memory=$(idle "$w")
+    # shellcheck disable=SC2059,SC2086
+    printf "$row" "$w" "${cells[@]}" $memory
 done

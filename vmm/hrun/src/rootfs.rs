@@ -1,6 +1,9 @@
 //! How a container's root file system gets into its guest, and who stacks its layers.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
+use image::{ErofsError, Image, ImageUse, Store};
 use serde::{Deserialize, Serialize};
 
 /// How the image gets into the guest.
@@ -56,6 +59,18 @@ impl Rootfs {
     /// Whether the image is a disk.
     pub(crate) fn needs_disk(self) -> bool {
         self == Self::GuestOverBlock
+    }
+
+    /// The image's disk, made if need be; none if the image is not a disk.
+    pub(crate) fn disk(
+        self,
+        store: &Store,
+        image: &Image,
+        in_use: &ImageUse,
+    ) -> Result<Option<PathBuf>, ErofsError> {
+        self.needs_disk()
+            .then(|| store.erofs(image, in_use))
+            .transpose()
     }
 }
 

@@ -72,10 +72,7 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
     let stop_signal = args.stop_signal(image.config.config().as_ref())?;
     let log = LogOptions::parse(&args.log_opt)?;
 
-    let disk = match options.rootfs.needs_disk() {
-        true => Some(store.erofs(&image, &in_use)?),
-        false => None,
-    };
+    let disk = options.rootfs.disk(&store, &image, &in_use)?;
     if disk.is_some() {
         timeline.mark("image's disk found");
     }

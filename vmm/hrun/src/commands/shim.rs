@@ -69,10 +69,7 @@ fn run(
     let store = open_store(&dirs)?;
     let image = image_of(&store, container.record())?;
     let in_use = store.use_image(&image)?;
-    let disk = match config.options.rootfs.needs_disk() {
-        true => Some(store.erofs(&image, &in_use)?),
-        false => None,
-    };
+    let disk = config.options.rootfs.disk(&store, &image, &in_use)?;
     let parts = Parts::find()?;
     let log = container
         .log(config.log)
