@@ -10,8 +10,8 @@ const EXCEPTIONS: [(&str, Kind, &str); 4] = [
     (
         "top",
         Kind::Podman,
-        "podman looks into the mount namespace of the container's process on the host, and there \
-         finds the host's processes; `podman exec CONTAINER ps` shows the container's",
+        "podman reads /proc in the mount namespace of the container's process on the host, whose \
+         root is the container's: no process is there; `podman exec CONTAINER ps` shows them",
     ),
     ("network and ipc of another", Kind::Podman, PODS),
     ("network and ipc of another", Kind::Docker, PODS),
