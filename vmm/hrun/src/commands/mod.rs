@@ -104,7 +104,7 @@ fn each(names: &[String], mut act: impl FnMut(&str) -> anyhow::Result<()>) -> an
 }
 
 /// Writes a result to standard output. Who stopped reading has seen enough.
-fn print(text: &str) -> anyhow::Result<()> {
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout
         .write_all(text.as_bytes())
@@ -116,7 +116,7 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Writes a result for programs.
-fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+pub(crate) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value).context("Failed to make JSON")?;
     text.push('\n');
     print(&text)

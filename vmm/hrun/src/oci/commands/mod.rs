@@ -13,11 +13,6 @@ mod spec;
 mod start;
 mod update;
 
-use std::io::{self, Write};
-
-use anyhow::Context;
-use serde::Serialize;
-
 use super::{
     cli::{Command, Global, OciCli},
     containers::{Containers, Seen},
@@ -25,7 +20,12 @@ use super::{
     record::Status,
     shim,
 };
-use crate::{dirs::Dirs, exit, timeline::Timeline};
+use crate::{
+    commands::{print, print_json},
+    dirs::Dirs,
+    exit,
+    timeline::Timeline,
+};
 
 /// The status of a command that failed, as runc has it.
 const FAILED: u8 = 1;
@@ -88,23 +88,4 @@ impl Runtime<'_> {
             _ => anyhow::bail!("container not running: {id} is {}", seen.word()),
         }
     }
-}
-
-/// Writes a result to standard output. Who stopped reading has seen enough.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("Failed to write to standard output"),
-    }
-}
-
-/// Writes a result for programs.
-fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_string_pretty(value).context("Failed to make JSON")?;
-    text.push('\n');
-    print(&text)
 }
