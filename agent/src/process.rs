@@ -7,8 +7,9 @@
 
 mod ends;
 mod rights;
+mod score;
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -28,6 +29,7 @@ use crate::user::{self, Database, Identity, UserError};
 
 pub(crate) use ends::{Ends, set_size};
 use rights::Rights;
+use score::KeptScore;
 
 /// Failure to start a process.
 #[derive(Debug, thiserror::Error)]
@@ -233,6 +235,15 @@ impl Launch {
         })
     }
 
+    /// What must be kept of the agent while a twin becomes the process.
+    fn keep_score(&self) -> Result<Option<KeptScore>> {
+        let changes = self.oom_score_adj.is_some();
+        changes
+            .then(KeptScore::read)
+            .transpose()
+            .map_err(preparing("keep the agent's OOM score"))
+    }
+
     /// The user it will be.
     pub(crate) fn uid(&self) -> Uid {
         self.uid
@@ -397,11 +408,14 @@ impl Launch {
     }
 }
 
-/// Writes to a file of the calling process in `/proc`, and to nothing that was put over it.
-fn write_own(proc: BorrowedFd<'_>, name: &std::ffi::CStr, text: &str) -> rustix::io::Result<()> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+/// Opens a file of the calling process in `/proc`, and nothing that was put over it.
+fn open_own(proc: BorrowedFd<'_>, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-    let file = fs::openat2(proc, name, flags, Mode::empty(), resolve)?;
+    fs::openat2(proc, name, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+fn write_own(proc: BorrowedFd<'_>, name: &CStr, text: &str) -> rustix::io::Result<()> {
+    let file = open_own(proc, name, OFlags::WRONLY)?;
     rustix::io::write(file, text.as_bytes()).map(drop)
 }
 
@@ -464,6 +478,7 @@ pub(crate) fn start_first(
     let stdio = ends.for_process(devices);
     let terminal = ends.terminal.as_deref();
     let proc = devices.proc.as_fd();
+    let _kept = launch.keep_score()?;
     let refused = twin.run(|| {
         if let Some(terminal) = terminal
             && let Err(error) = mount::mount_bind(terminal, c"/dev/console")
@@ -487,6 +502,7 @@ pub(crate) fn start_further(
     let stdio = ends.for_process(&container.devices);
     let terminal = ends.terminal.is_some();
     let bounding = launch.rights.bounding();
+    let _kept = launch.keep_score()?;
     let stack = stack
         .map_or_else(Stack::new, Ok)
         .map_err(preparing("make a stack"))?;

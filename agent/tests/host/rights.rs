@@ -1,5 +1,6 @@
 //! What processes may do, and what containers must not see or write.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use agent_protocol::*;
@@ -174,8 +175,13 @@ fn a_filter_that_is_none_is_refused() {
     assert!(refused.unwrap_err().1.contains("filter system calls"));
 }
 
+/// Taken by tests that set OOM scores: the agents of all tests are threads of one process, and what
+/// shares a memory shares its score.
+static SCORES: Mutex<()> = Mutex::new(());
+
 #[test]
 fn the_mask_the_oom_score_and_the_domain_name_are_set() {
+    let _turn = SCORES.lock();
     let output = run(
         |container| container.domainname = "lan".into(),
         |process| {
@@ -185,6 +191,34 @@ fn the_mask_the_oom_score_and_the_domain_name_are_set() {
         "umask; cat /proc/self/oom_score_adj /proc/sys/kernel/domainname",
     );
     assert_eq!(output.stdout, "0027\n321\nlan\n", "{}", output.stderr);
+}
+
+#[test]
+fn the_oom_score_of_one_process_is_not_that_of_the_next() {
+    let _turn = SCORES.lock();
+    let guest = Guest::new();
+    let mut control = guest.control();
+    control.ask(Action::Create(Box::new(guest.container())));
+    let before = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap();
+    let _streams = [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(1, stream));
+    let mut first = shell(1, "exec sleep 60 >&- 2>&-");
+    first.oom_score_adj = Some(321);
+    control.ask(Action::Start(Box::new(first)));
+    let show = "cat /proc/1/oom_score_adj /proc/self/oom_score_adj";
+    let further = guest.run(&mut control, shell(2, show));
+    assert_eq!(
+        further.stdout,
+        format!("321\n{before}"),
+        "{}",
+        further.stderr
+    );
+    let mut third = shell(3, "cat /proc/self/oom_score_adj");
+    third.oom_score_adj = Some(654);
+    assert_eq!(guest.run(&mut control, third).stdout, "654\n");
+    assert_eq!(
+        guest.run(&mut control, shell(4, show)).stdout,
+        further.stdout
+    );
 }
 
 #[test]
@@ -384,6 +418,7 @@ const CONFINED_SHOWS: &str = "0\n1\n1\n/sys/fs/cgroup/cgroup.procs\ncgroup2fs\nc
 
 #[test]
 fn what_engines_confine_is_prepared_and_the_rest_is_added() {
+    let _turn = SCORES.lock();
     let guest = Guest::new();
     let mut control = guest.control();
     let mut spec = guest.container();
