@@ -26,6 +26,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime};
 use crate::connection::Connection;
 use crate::container::{Container, Kept, MountShare, Sandbox};
 use crate::growth::Grow;
+use crate::joined::Joins;
 use crate::log;
 use crate::poller::{EventFlags, Poller, Token};
 use crate::sys::{self, Stack};
@@ -166,7 +167,7 @@ impl Agent {
             shutdown: None,
         };
         let sandbox = agent
-            .make_sandbox(None, Capabilities::DEFAULT.bounding)
+            .make_sandbox(None, Capabilities::DEFAULT.bounding, Joins::default())
             .map_err(|error| AgentError::Sandbox(Box::new(error)))?;
         agent.sandbox = Some(sandbox);
         Ok(agent)

@@ -10,7 +10,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use agent_protocol::{Attributes, Device, DeviceKind, Mount, Source};
+use agent_protocol::{Attributes, Device, DeviceKind, Mount, Namespace, Source};
 use rustix::fs::{self, AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use rustix::mount::{self, OpenTreeFlags, UnmountFlags};
@@ -36,15 +36,24 @@ pub(crate) struct Assembly<'a> {
     devices: &'a Devices,
     /// The shares that are mounted already, by tag. The root's is not among them: mounts in it would be in the way.
     shares: Vec<(String, OwnedFd)>,
+    /// What other containers have, in the order in which it is mounted.
+    joined: std::vec::IntoIter<OwnedFd>,
 }
 
 impl<'a> Assembly<'a> {
-    pub(crate) fn new(place: Place<'a>, prepared: bool, devices: &'a Devices) -> Self {
+    /// `joined` is what each [`Source::Joined`] is, in their order.
+    pub(crate) fn new(
+        place: Place<'a>,
+        prepared: bool,
+        devices: &'a Devices,
+        joined: Vec<OwnedFd>,
+    ) -> Self {
         Self {
             place,
             prepared,
             devices,
             shares: Vec::new(),
+            joined: joined.into_iter(),
         }
     }
 
@@ -71,11 +80,8 @@ impl<'a> Assembly<'a> {
         for device in &spec.devices {
             self.make_device(root.as_fd(), device)?;
         }
-        rustix::system::sethostname(spec.hostname.as_bytes())
-            .map_err(failed("set the host name", &spec.hostname))?;
-        if !spec.domainname.is_empty() {
-            rustix::system::setdomainname(spec.domainname.as_bytes())
-                .map_err(failed("set the domain name", &spec.domainname))?;
+        if spec.joins(Namespace::Uts).is_none() {
+            set_names(spec)?;
         }
         confine::apply(root.as_fd(), self.devices, spec, confined)?;
         if spec.read_only || is_read_only(&spec.root) {
@@ -145,7 +151,7 @@ impl<'a> Assembly<'a> {
                 attach(tree.as_fd(), Path::new(""), place.as_fd(), "/")?;
             }
             Source::Overlay { lower, upper } => overlay::mount(self.place, lower, upper, &target)?,
-            Source::Present { .. } | Source::Container { .. } => {
+            Source::Present { .. } | Source::Container { .. } | Source::Joined { .. } => {
                 return Err(failed("make a root of", "what is in it")(Errno::INVAL));
             }
         }
@@ -162,6 +168,11 @@ impl<'a> Assembly<'a> {
             Source::Container { path } => {
                 let place = paths::open(root, path).map_err(failed("open", path))?;
                 let tree = confine::clone_of(place.as_fd()).map_err(failed("bind", path))?;
+                (is_dir(tree.as_fd())?, tree)
+            }
+            Source::Joined { path, .. } => {
+                let tree = self.joined.next();
+                let tree = tree.ok_or_else(|| failed("share", path)(Errno::NOENT))?;
                 (is_dir(tree.as_fd())?, tree)
             }
             Source::FileSystem { .. } => return mount_file_system(root, mount),
@@ -263,6 +274,16 @@ impl<'a> Assembly<'a> {
         process::umask(umask);
         made.map_err(failed("make", path))
     }
+}
+
+fn set_names(spec: &agent_protocol::Container) -> Result<()> {
+    rustix::system::sethostname(spec.hostname.as_bytes())
+        .map_err(failed("set the host name", &spec.hostname))?;
+    if !spec.domainname.is_empty() {
+        rustix::system::setdomainname(spec.domainname.as_bytes())
+            .map_err(failed("set the domain name", &spec.domainname))?;
+    }
+    Ok(())
 }
 
 fn is_read_only(mount: &Mount) -> bool {

@@ -6,8 +6,14 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+/// How long killed processes may take to be gone.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
 
@@ -74,6 +80,34 @@ impl Cgroup {
     pub(crate) fn kill(&self) -> io::Result<()> {
         let file = self.open("cgroup.kill", OFlags::WRONLY)?;
         rustix::io::write(file, b"1")?;
+        Ok(())
+    }
+
+    /// Ends every process and waits until none is left, so that the cgroup can be removed.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        let events = self.open("cgroup.events", OFlags::RDONLY)?;
+        let timeout = Timespec::try_from(END_TIMEOUT).map_err(io::Error::other)?;
+        self.kill()?;
+        loop {
+            let mut content = [0; 256];
+            let length = rustix::io::pread(&events, &mut content, 0)?;
+            if content[..length].starts_with(b"populated 0") {
+                return Ok(());
+            }
+            // Told when that changes (cgroup-v2.rst of the kernel).
+            let mut fds = [PollFd::new(&events, PollFlags::PRI)];
+            match poll(&mut fds, Some(&timeout)) {
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Stops every process where it is, or lets them go on. The kernel is done with it soon after.
+    pub(crate) fn freeze(&self, frozen: bool) -> io::Result<()> {
+        let file = self.open("cgroup.freeze", OFlags::WRONLY)?;
+        rustix::io::write(file, if frozen { b"1" } else { b"0" })?;
         Ok(())
     }
 

@@ -16,10 +16,9 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use agent_protocol::{Mount, ProcessId, Source};
-use rustix::fs::{self, CWD, FileType, Mode, OFlags};
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     self, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -29,6 +28,7 @@ use rustix::process;
 use crate::assembly::Assembly;
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::confine::Confined;
+use crate::joined::Joins;
 use crate::paths::{self, Missing};
 use crate::sys::{self, Stack, Twin};
 
@@ -93,10 +93,19 @@ pub(crate) struct Place<'a> {
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) tag: String,
-    _mount: OwnedFd,
+    mount: OwnedFd,
 }
 
 impl Kept {
+    /// Looks at a place in it again, which the kernel may have thought to know: should it be gone,
+    /// all that is known of what was below goes as well.
+    pub(crate) fn look_again(&self, path: &str) -> io::Result<()> {
+        match fs::statat(&self.mount, path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     pub(crate) fn new(place: Place<'_>, tag: &str) -> Result<Self> {
         let target = place.at(KEPT);
         make_dir(&target)?;
@@ -106,7 +115,7 @@ impl Kept {
         mount::unmount(&target, UnmountFlags::DETACH).map_err(failed("hide share", tag))?;
         Ok(Self {
             tag: tag.into(),
-            _mount: mount?,
+            mount: mount?,
         })
     }
 }
@@ -121,7 +130,24 @@ pub(crate) struct Sandbox {
     devices: Devices,
     /// The capabilities that its processes can have.
     bounding: u64,
+    shares_processes: bool,
     namespaces: Vec<OwnedFd>,
+}
+
+/// What a sandbox is to be.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    /// Its own.
+    pub(crate) cgroup: Cgroup,
+    /// The share that is its root, if that is known.
+    pub(crate) root: Option<String>,
+    /// The capabilities that its processes can have.
+    pub(crate) bounding: u64,
+    /// One to spare, if there is one.
+    pub(crate) stack: Option<Stack>,
+    pub(crate) joins: Joins,
+    /// The agent itself.
+    pub(crate) agent: BorrowedFd<'a>,
 }
 
 /// What the agent keeps of the container's `/dev`, `/proc` and `/sys`.
@@ -185,28 +211,31 @@ pub(crate) fn bound_capabilities(now: u64, bounding: u64) -> io::Result<()> {
 }
 
 impl Sandbox {
-    /// Prepares a sandbox in a new cgroup of this name below `cgroups`; its mounts are staged in a
-    /// mount namespace of its own, in the share `root` if that is known. Its processes can have the
-    /// capabilities `bounding`. It runs on `stack`, if there is one to spare.
-    pub(crate) fn prepare(
-        place: Place<'_>,
-        cgroups: &Rc<OwnedFd>,
-        name: String,
-        root: Option<String>,
-        bounding: u64,
-        stack: Option<Stack>,
-    ) -> Result<Self> {
-        let cgroup =
-            Cgroup::new(cgroups, name).map_err(failed("make", "the container's cgroup"))?;
+    /// Prepares a sandbox whose mounts are staged in a mount namespace of its own, in the share
+    /// `root` if that is known. Its processes can have the
+    /// capabilities `bounding`.
+    pub(crate) fn prepare(place: Place<'_>, wanted: Wanted<'_>) -> Result<Self> {
+        let Wanted {
+            cgroup,
+            root,
+            bounding,
+            stack,
+            joins,
+            agent,
+        } = wanted;
         let stack = stack
             .map_or_else(Stack::new, Ok)
             .map_err(failed("make", "a stack"))?;
-        let namespaces =
-            libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
-        let mut twin = Twin::spawn(namespaces, Some(cgroup.dir()), stack)
+        let mut twin = joins
+            .spawn(agent, || {
+                Twin::spawn(joins.own(), Some(cgroup.dir()), stack)
+            })
             .map_err(failed("make", "the container's namespaces"))?;
         let devices = twin
             .run(|| {
+                joins
+                    .enter()
+                    .map_err(failed("enter", "another container's namespaces"))?;
                 let devices = stage(place.staging, bounding)?;
                 if let Some(tag) = &root {
                     let root = place.mount_root(tag)?;
@@ -223,12 +252,14 @@ impl Sandbox {
             cgroup,
             devices,
             bounding,
+            shares_processes: joins.pid.is_some(),
         })
     }
 
     /// Whether it can become this container.
     pub(crate) fn fits(&self, spec: &agent_protocol::Container) -> bool {
-        spec.capabilities & !self.bounding == 0
+        spec.joined.is_empty()
+            && spec.capabilities & !self.bounding == 0
             && (self.root.is_none() || self.has_root(&spec.root))
     }
 
@@ -400,6 +431,8 @@ pub(crate) struct Container {
     pub(crate) devices: Devices,
     /// The capabilities that its processes can have.
     pub(crate) bounding: u64,
+    /// Whether others are in its pid namespace, which does not end with its first process.
+    pub(crate) shares_processes: bool,
     /// Its root directory, as a mere place.
     pub(crate) root: OwnedFd,
     /// Namespaces that take long to dissolve: as long as these are open, the end of the first
@@ -408,11 +441,12 @@ pub(crate) struct Container {
 }
 
 impl Container {
-    /// Turns a sandbox into a container. If that fails, the sandbox is gone with all its mounts.
+    /// Turns a sandbox into a container; `joined` is what of others is mounted in it. If that fails, the sandbox is gone with all its mounts.
     pub(crate) fn create(
         sandbox: Sandbox,
         spec: &agent_protocol::Container,
         place: Place<'_>,
+        joined: Vec<OwnedFd>,
     ) -> Result<Self> {
         if spec.hostname.len() > 64 {
             return Err(ContainerError::HostName(spec.hostname.clone()));
@@ -428,17 +462,19 @@ impl Container {
             cgroup,
             devices,
             bounding,
+            shares_processes,
             namespaces,
             mut twin,
         } = sandbox;
         let root = twin
-            .run(|| Assembly::new(place, prepared, &devices).assemble(spec))
+            .run(|| Assembly::new(place, prepared, &devices, joined).assemble(spec))
             .ok_or(ContainerError::Died)??;
         Ok(Self {
             init: Init::Waiting(twin),
             cgroup,
             devices,
             bounding,
+            shares_processes,
             root,
             _namespaces: namespaces,
         })

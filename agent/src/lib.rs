@@ -16,6 +16,7 @@ mod container;
 mod copy;
 mod file_system;
 mod growth;
+mod joined;
 mod log;
 mod overlay;
 mod paths;

@@ -23,6 +23,7 @@ use rustix::process::{self, Gid, Uid};
 use rustix::thread::{self, ThreadNameSpaceType};
 
 use crate::container::{self, Container, Devices};
+use crate::joined::born_beside;
 use crate::paths;
 use crate::sys::{self, Stack, StringArray, Twin};
 use crate::user::{self, Database, Identity, UserError};
@@ -490,10 +491,11 @@ pub(crate) fn start_first(
     finish(twin, refused, launch)
 }
 
-/// Starts a further process in a container, next to its first, which is `init`.
+/// Starts a further process in a container, next to its first, which is `init`; `agent` is the agent
+/// itself.
 pub(crate) fn start_further(
     init: BorrowedFd<'_>,
-    own_pid_namespace: BorrowedFd<'_>,
+    agent: BorrowedFd<'_>,
     container: &Container,
     launch: &Launch,
     ends: &Ends,
@@ -506,14 +508,11 @@ pub(crate) fn start_further(
     let stack = stack
         .map_or_else(Stack::new, Ok)
         .map_err(preparing("make a stack"))?;
-    // It decides where children are born; the agent itself stays where it is.
-    let enter = |fd| thread::move_into_thread_name_spaces(fd, ThreadNameSpaceType::PROCESS_ID);
-    enter(init).map_err(|error| match error {
+    let spawn = || Twin::spawn(0, Some(container.cgroup.dir()), stack);
+    let twin = born_beside(init, agent, spawn).map_err(|error| match error {
         Errno::SRCH => StartError::ContainerGone,
         error => preparing("enter the container's pid namespace")(error),
     })?;
-    let twin = Twin::spawn(0, Some(container.cgroup.dir()), stack);
-    enter(own_pid_namespace).map_err(preparing("leave the container's pid namespace"))?;
     let mut twin = twin.map_err(preparing("make a process"))?;
     let refused = twin.run(|| {
         let others = ThreadNameSpaceType::MOUNT

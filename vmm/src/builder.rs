@@ -25,7 +25,7 @@ use crate::{
         boot_params::{self, Initramfs},
         layout, long_mode, mptable,
     },
-    config::{BootConfig, Origin, PAGE_SIZE, VmConfig},
+    config::{BootConfig, Origin, PAGE_SIZE, ShareSource, VmConfig},
     devices::{
         VirtioDevice,
         blk::{Blk, Disk, DiskError},
@@ -514,7 +514,9 @@ fn make_devices(config: &VmConfig, disks: Vec<Disk>) -> Result<Devices, BuildErr
     }
     devices.push(Box::new(Rng::default()));
     for (index, share) in config.shares.iter().enumerate() {
-        let sharing = if share.exclusive {
+        let sharing = if share.exclusive && matches!(share.source, ShareSource::Collection(_)) {
+            Sharing::Entries
+        } else if share.exclusive {
             Sharing::Exclusive
         } else {
             Sharing::Shared

@@ -20,6 +20,7 @@ pub mod ports;
 pub mod profile;
 pub mod restore;
 pub mod sandbox;
+pub mod shares;
 pub mod snapshot;
 pub mod timeline;
 pub mod vcpu;

@@ -402,7 +402,7 @@ fn escape(layer: &Path) -> String {
         .replace(':', "\\:")
 }
 
-fn clone_mount(path: &Path, recursive: bool) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn clone_mount(path: &Path, recursive: bool) -> rustix::io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -421,13 +421,45 @@ fn attach(mount: impl AsFd, base: impl AsFd, path: &Path) -> rustix::io::Result<
 }
 
 /// Makes a mount read-only, with all mounts below it if asked.
-fn set_read_only(mount: impl AsFd, recursive: bool) -> rustix::io::Result<()> {
+pub(crate) fn set_read_only(mount: impl AsFd, recursive: bool) -> rustix::io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
+        ..NO_CHANGE
     };
+    change(mount, &attributes, recursive)
+}
+
+/// Makes a mount one that can be written.
+pub(crate) fn set_writable(mount: impl AsFd) -> rustix::io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_clr: libc::MOUNT_ATTR_RDONLY,
+        ..NO_CHANGE
+    };
+    change(mount, &attributes, false)
+}
+
+/// Cuts a mount and those below it off from others that show the same: what is mounted or unmounted
+/// there has no effect here, nor the other way round.
+pub(crate) fn set_private(mount: impl AsFd) -> rustix::io::Result<()> {
+    let attributes = libc::mount_attr {
+        propagation: libc::MS_PRIVATE,
+        ..NO_CHANGE
+    };
+    change(mount, &attributes, true)
+}
+
+const NO_CHANGE: libc::mount_attr = libc::mount_attr {
+    attr_set: 0,
+    attr_clr: 0,
+    propagation: 0,
+    userns_fd: 0,
+};
+
+fn change(
+    mount: impl AsFd,
+    attributes: &libc::mount_attr,
+    recursive: bool,
+) -> rustix::io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the descriptor and both pointers are valid for the call, and the size is that of
     // the structure; the kernel only reads them.
@@ -437,7 +469,7 @@ fn set_read_only(mount: impl AsFd, recursive: bool) -> rustix::io::Result<()> {
             mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -448,7 +480,7 @@ fn set_read_only(mount: impl AsFd, recursive: bool) -> rustix::io::Result<()> {
     }
 }
 
-fn make_directories(base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
+pub(crate) fn make_directories(base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
     let mut made = PathBuf::new();
     for part in path {
         made.push(part);

@@ -38,6 +38,40 @@ pub struct Container {
     pub read_only: bool,
     /// How mounts in the root file system are to spread in the guest; they do not by default.
     pub propagation: Option<Propagation>,
+    /// Namespaces of other containers that it is to be in, at most one of a kind. All others are its
+    /// own, but for the network, of which the guest has one.
+    pub joined: Vec<Joined>,
+}
+
+impl Container {
+    /// Whose namespace of this kind it is to be in, if it is not to have its own.
+    #[must_use]
+    pub fn joins(&self, namespace: Namespace) -> Option<ContainerId> {
+        let mut joined = self.joined.iter();
+        joined
+            .find(|joined| joined.namespace == namespace)
+            .map(|joined| joined.container)
+    }
+}
+
+/// A namespace of another container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// What is shared.
+    pub namespace: Namespace,
+    /// With whom: a container that is there.
+    pub container: ContainerId,
+}
+
+/// Kinds of namespaces that containers of one VM can share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Namespace {
+    /// Shared memory, semaphores and message queues.
+    Ipc,
+    /// Host name and domain name, which stay as they are.
+    Uts,
+    /// Processes. The container ends with its first process all the same.
+    Pid,
 }
 
 /// A mount in the container.
@@ -178,6 +212,13 @@ pub enum Source {
         lower: Lower,
         /// Data for `mount(2)` of the tmpfs.
         upper: String,
+    },
+    /// What another container has in this place, such as `/dev/shm`.
+    Joined {
+        /// The other container.
+        container: ContainerId,
+        /// Absolute path in it, resolved inside its root.
+        path: String,
     },
 }
 

@@ -266,15 +266,15 @@ mod tests {
     #[test]
     fn another_version_is_named_whatever_follows_it() {
         for rest in [&b""[..], b"\xff\xff\xff", b"0123456789"] {
-            let hello = [&[7][..], rest].concat();
+            let hello = [&[99][..], rest].concat();
             assert!(matches!(
                 decoder(&hello).next_hello(),
-                Err(DecodeError::Version(7))
+                Err(DecodeError::Version(99))
             ));
-            let open = [&[0, 7][..], rest].concat();
+            let open = [&[0, 99][..], rest].concat();
             assert!(matches!(
                 decoder(&open).next_open(),
-                Err(DecodeError::Version(7))
+                Err(DecodeError::Version(99))
             ));
         }
     }

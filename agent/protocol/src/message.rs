@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Container, Process, WindowSize};
 
 /// Version of the protocol. Host and agent refuse to work with another one.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Host port (CID 2) to which the agent connects once, when it is ready for work.
 pub const READY_PORT: u32 = 1024;
@@ -58,7 +58,7 @@ pub enum Open {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessId(pub u32);
 
-/// A container in the guest, numbered by the host: never reused during the life of a VM.
+/// A container in the guest, numbered by the host. No two that exist at a time have the same number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContainerId(pub u32);
 
@@ -123,6 +123,25 @@ pub enum Action {
     /// Take CPUs and memory into use that the VM this one was cloned from did not have. Comes at
     /// most once, before any container. Answered by [`Event::Grown`].
     Grow(Growth),
+    /// Stop every process of a container where it is, or let them go on.
+    Freeze {
+        /// The container.
+        container: ContainerId,
+        /// Whether they are to stop.
+        frozen: bool,
+    },
+    /// End a container with all that runs in it. One that is not there has ended.
+    Remove {
+        /// The container.
+        container: ContainerId,
+    },
+    /// Let go of what the host no longer shows: a file or directory of a share, and all below it.
+    Forget {
+        /// The share's virtio-fs tag.
+        tag: String,
+        /// Its path in the share.
+        path: String,
+    },
 }
 
 /// How large a VM is to be, and where it has got what makes it so.

@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 6);
+    assert_eq!(VERSION, 7);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -107,6 +107,13 @@ fn create() {
                     },
                     "/c",
                 ),
+                Mount::new(
+                    Source::Joined {
+                        container: ContainerId(4),
+                        path: "/e".into(),
+                    },
+                    "/f",
+                ),
             ],
             files: vec![File {
                 path: "/etc/hosts".into(),
@@ -117,8 +124,12 @@ fn create() {
             cgroup: vec![("pids.max".into(), "9".into())],
             read_only: true,
             propagation: None,
+            joined: vec![Joined {
+                namespace: Namespace::Pid,
+                container: ContainerId(3),
+            }],
         })),
-        "8e0000000101010004726f6f7400012f000000000003626f78036c616e030103612e62013101022f6d01022f72030105746d70667305746d7066730773697a653d316d00042f746d70000001000003022f61022f6202ac0200000180804001020178022f630000000000010a2f6574632f686f73747302780aa40301022f6402800301020108706964732e6d617801390100",
+        "9e0000000101010004726f6f7400012f000000000003626f78036c616e030103612e62013101022f6d01022f72040105746d70667305746d7066730773697a653d316d00042f746d70000001000003022f61022f6202ac0200000180804001020178022f6300000000000504022f65022f660000000000010a2f6574632f686f73747302780aa40301022f6402800301020108706964732e6d617801390100010203",
     );
 }
 
@@ -259,6 +270,21 @@ fn signal_resize_shutdown() {
             root: "root".into(),
         },
         "07000000010604726f6f74",
+    );
+}
+
+#[test]
+fn freeze_remove_forget() {
+    let container = ContainerId(2);
+    let frozen = true;
+    golden_action(Action::Freeze { container, frozen }, "0400000001080201");
+    golden_action(Action::Remove { container }, "03000000010902");
+    golden_action(
+        Action::Forget {
+            tag: "root".into(),
+            path: "1".into(),
+        },
+        "09000000010a04726f6f740131",
     );
 }
 

@@ -122,6 +122,9 @@ impl Agent {
                     continue;
                 }
                 Action::Prepare { root } => self.prepare(&root),
+                Action::Freeze { container, frozen } => self.freeze(container, frozen),
+                Action::Remove { container } => self.remove(container),
+                Action::Forget { tag, path } => self.forget(&tag, &path),
                 Action::Create(spec) => self.create(&spec),
                 Action::Start(process) => {
                     connection.starting = Some(Starting {

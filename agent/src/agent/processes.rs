@@ -234,6 +234,15 @@ impl Agent {
         {
             log::warn(format_args!("Failed to forget process {}: {error}", id.0));
         }
+        let container = self.containers.get(&running.container);
+        if let Some(container) = container.filter(|container| {
+            container.shares_processes
+                && matches!(container.init, Init::Running(first) if first == id)
+        }) && let Err(error) = container.cgroup.end()
+        {
+            // What a pid namespace of its own would have done.
+            log::warn(format_args!("Failed to end a container: {error}"));
+        }
         running.ended = Some(Ended {
             status,
             cut: Instant::now() + LINGER,

@@ -2,14 +2,18 @@
 //!
 //! Boundary: turns requests into calls of the modules that know how, and failures into answers.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use agent_protocol::{Capabilities, Event, Failure, Growth, Personality, ProcessId, WindowSize};
+use agent_protocol::{
+    Capabilities, ContainerId, Event, Failure, Growth, Personality, ProcessId, Source, WindowSize,
+};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::Agent;
 use super::processes::Running;
-use crate::container::{Container, ContainerError, Kept, Place, Sandbox};
+use crate::cgroup::Cgroup;
+use crate::container::{Container, ContainerError, Init, Kept, Place, Sandbox, Wanted, failed};
+use crate::joined::{self, Joins};
 use crate::process::{self, StartError};
 use crate::stream::Channel;
 use crate::sys;
@@ -158,11 +162,21 @@ impl Agent {
         &mut self,
         root: Option<String>,
         bounding: u64,
+        joins: Joins,
     ) -> Result<Sandbox, ContainerError> {
         self.sandboxes_made += 1;
         let name = format!("container{}", self.sandboxes_made);
-        let stack = self.stack.take();
-        Sandbox::prepare(self.place(), &self.cgroup, name, root, bounding, stack)
+        let cgroup =
+            Cgroup::new(&self.cgroup, name).map_err(failed("make", "the container's cgroup"))?;
+        let wanted = Wanted {
+            cgroup,
+            root,
+            bounding,
+            stack: self.stack.take(),
+            joins,
+            agent: self.own.as_fd(),
+        };
+        Sandbox::prepare(self.place(), wanted)
     }
 
     fn place(&self) -> Place<'_> {
@@ -183,7 +197,11 @@ impl Agent {
         }
         // One that was made for another root is of no use.
         self.sandbox = None;
-        let sandbox = self.make_sandbox(Some(root.into()), Capabilities::DEFAULT.bounding);
+        let sandbox = self.make_sandbox(
+            Some(root.into()),
+            Capabilities::DEFAULT.bounding,
+            Joins::default(),
+        );
         self.sandbox = Some(sandbox.map_err(failed)?);
         Ok(())
     }
@@ -194,13 +212,81 @@ impl Agent {
             return Err(RequestError::ContainerExists(id.0));
         }
         let failed = |source| RequestError::Create { id: id.0, source };
+        let mut joins = Joins::default();
+        for joined in &spec.joined {
+            let first = self.first_process(joined.container)?;
+            let first = first.try_clone_to_owned();
+            joins.add(
+                joined.namespace,
+                first.map_err(system("share a descriptor"))?,
+            );
+        }
+        let mut joined = Vec::new();
+        for mount in &spec.mounts {
+            if let Source::Joined { container, path } = &mount.source {
+                let first = self.first_process(*container)?;
+                joined.push(joined::mount_of(first, path).map_err(failed)?);
+            }
+        }
         let sandbox = match self.sandbox.take() {
             Some(sandbox) if sandbox.fits(spec) => sandbox,
-            _ => self.make_sandbox(None, spec.capabilities).map_err(failed)?,
+            _ => self
+                .make_sandbox(None, spec.capabilities, joins)
+                .map_err(failed)?,
         };
-        let container = Container::create(sandbox, spec, self.place()).map_err(failed)?;
+        let container = Container::create(sandbox, spec, self.place(), joined).map_err(failed)?;
         self.containers.insert(id, container);
         Ok(())
+    }
+
+    /// The first process of a container that has not ended.
+    fn first_process(&self, id: ContainerId) -> Result<BorrowedFd<'_>, RequestError> {
+        let container = self.containers.get(&id);
+        let first = container.and_then(|container| match &container.init {
+            Init::Waiting(twin) => twin.pidfd(),
+            Init::Running(first) => {
+                let first = self.running(*first).ok()?;
+                Some(first.pidfd.as_fd())
+            }
+            Init::Gone => None,
+        });
+        first.ok_or(RequestError::NoContainer(id.0))
+    }
+
+    pub(super) fn freeze(&self, id: ContainerId, frozen: bool) -> Result<(), RequestError> {
+        let container = self.containers.get(&id);
+        let container = container.ok_or(RequestError::NoContainer(id.0))?;
+        let done = container.cgroup.freeze(frozen);
+        done.map_err(system("freeze the container"))
+    }
+
+    /// Ends a container. Its processes are reaped as if they had ended by themselves.
+    pub(super) fn remove(&mut self, id: ContainerId) -> Result<(), RequestError> {
+        let Some(container) = self.containers.get_mut(&id) else {
+            return Ok(());
+        };
+        let killed = container.cgroup.kill();
+        killed.map_err(system("end the container"))?;
+        // Nobody waits for one that runs no program yet.
+        if matches!(container.init, Init::Waiting(_)) {
+            container.init = Init::Gone;
+        }
+        self.bury(id);
+        Ok(())
+    }
+
+    /// Forgets what the host no longer shows at a place in a share.
+    pub(super) fn forget(&mut self, tag: &str, path: &str) -> Result<(), RequestError> {
+        let kept = match self.kept.take() {
+            Some(kept) if kept.tag == tag => kept,
+            _ => Kept::new(self.place(), tag).map_err(|source| RequestError::Prepare {
+                root: tag.into(),
+                source,
+            })?,
+        };
+        let looked = kept.look_again(path);
+        self.kept = Some(kept);
+        looked.map_err(system("look at a share again"))
     }
 
     pub(super) fn running(&self, process: ProcessId) -> Result<&Running, RequestError> {

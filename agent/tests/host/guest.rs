@@ -171,6 +171,7 @@ impl Guest {
             cgroup: Vec::new(),
             read_only: false,
             propagation: None,
+            joined: Vec::new(),
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod guest;
 mod hooks;
+mod joined;
 mod lifecycle;
 mod mounts;
 mod overlay;

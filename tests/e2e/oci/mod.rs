@@ -1,6 +1,7 @@
 //! hrun in the place of runc: the command line that engines use, without an engine.
 
 mod killed;
+mod pods;
 
 use std::{
     fs,
@@ -44,20 +45,22 @@ pub(crate) fn tests() -> Vec<Test> {
     ];
     let without_vm = without_vm.map(Test::without_vm);
     let all = with_vm.into_iter().chain(without_vm);
-    all.chain(killed::tests()).collect()
+    let all = all.chain(killed::tests()).chain(pods::tests());
+    all.collect()
 }
 
 /// A script that says "ready" and waits for TERM.
 const PATIENT: &str = "trap 'exit 4' TERM; echo ready; while :; do sleep 1; done";
 
-const PROGRAMS: [&str; 17] = [
-    "cat", "cut", "echo", "grep", "hostname", "id", "ls", "mkdir", "mount", "sh", "sleep", "stty",
-    "test", "tr", "true", "tty", "uname",
+const PROGRAMS: [&str; 21] = [
+    "cat", "cut", "echo", "grep", "hostname", "id", "ls", "mkdir", "mount", "nc", "ps", "readlink",
+    "sh", "sleep", "stty", "test", "touch", "tr", "true", "tty", "uname",
 ];
 
 /// A bundle as an engine makes one.
 pub(crate) struct Bundle<'a> {
     case: &'a Case<'a>,
+    id: String,
     pub(crate) path: PathBuf,
 }
 
@@ -68,7 +71,17 @@ impl<'a> Bundle<'a> {
         script: &str,
         edit: impl FnOnce(&mut Value),
     ) -> Result<Self> {
-        let path = case.path("bundle");
+        Self::named(case, "box", script, edit)
+    }
+
+    /// The same, for a container of this name.
+    pub(crate) fn named(
+        case: &'a Case<'a>,
+        id: &str,
+        script: &str,
+        edit: impl FnOnce(&mut Value),
+    ) -> Result<Self> {
+        let path = case.path(&format!("bundle-{id}"));
         let bin = path.join("rootfs/bin");
         fs::create_dir_all(&bin)?;
         fs::copy("/bin/busybox", bin.join("busybox"))?;
@@ -87,7 +100,7 @@ impl<'a> Bundle<'a> {
             "hostname": "box",
             "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
             "linux": {
-                "cgroupsPath": Self::group(case),
+                "cgroupsPath": Self::group(case, id),
                 "namespaces": [
                     {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"},
                     {"type": "network"},
@@ -96,14 +109,13 @@ impl<'a> Bundle<'a> {
         });
         edit(&mut config);
         fs::write(path.join("config.json"), config.to_string())?;
-        Ok(Self { case, path })
+        let id = id.to_owned();
+        Ok(Self { case, id, path })
     }
 
-    fn group(case: &Case) -> String {
-        format!(
-            "/hrun{}",
-            case.store().display().to_string().replace('/', "-")
-        )
+    fn group(case: &Case, id: &str) -> String {
+        let store = case.store().display().to_string().replace('/', "-");
+        format!("/hrun{store}-{id}")
     }
 
     /// `hrun create` with what is left behind at files, as it would hold a pipe open.
@@ -127,14 +139,17 @@ impl<'a> Bundle<'a> {
             "--bundle",
             &bundle,
         ];
-        let words = words.iter().chain(options).chain(&["box"]);
+        let id = self.id.as_str();
+        let words = words.iter().chain(options).chain([&id]);
         self.case.with("/bin/sh", words)
     }
 
     /// Created and started.
     fn started(&self) -> Result<()> {
-        self.create(&[])?.exits(0)?;
-        self.hrun(&["start", "box"]).run()?.exits(0)?;
+        self.create(&[])?
+            .exits(0)
+            .with_context(|| self.said("err"))?;
+        self.hrun(&["start", &self.id]).run()?.exits(0)?;
         Ok(())
     }
 
@@ -151,7 +166,7 @@ impl<'a> Bundle<'a> {
     }
 
     fn state(&self) -> Result<Value> {
-        let outcome = self.hrun(&["state", "box"]).run()?.exits(0)?;
+        let outcome = self.hrun(&["state", &self.id]).run()?.exits(0)?;
         serde_json::from_str(&outcome.text()).with_context(|| outcome.describe())
     }
 
@@ -173,7 +188,7 @@ impl<'a> Bundle<'a> {
     }
 
     fn delete(&self) -> Result<Outcome> {
-        self.hrun(&["delete", "--force", "box"]).run()
+        self.hrun(&["delete", "--force", &self.id]).run()
     }
 
     /// What the container, or a hook, wrote there.
@@ -181,19 +196,27 @@ impl<'a> Bundle<'a> {
         fs::read_to_string(self.path.join(file)).unwrap_or_default()
     }
 
-    /// The container is gone, with everything of it.
+    /// All containers are gone, with everything of them.
     pub(crate) fn is_gone(&self) -> Result<()> {
         let left = ["engines", "oci"].map(|name| self.case.state().join(name));
         for dir in left.iter().filter(|dir| dir.exists()) {
             let count = fs::read_dir(dir)?.count();
             ensure!(count == 0, "{count} left in {}", dir.display());
         }
-        let group = Self::group(self.case);
+        self.is_gone_alone()?;
+        self.case.no_processes()
+    }
+
+    /// This container is gone, while others may be there.
+    fn is_gone_alone(&self) -> Result<()> {
+        let dir = self.case.state().join("engines").join(&self.id);
+        ensure!(!dir.exists(), "{} is left", dir.display());
+        let group = Self::group(self.case, &self.id);
         for hierarchy in fs::read_dir("/sys/fs/cgroup")? {
             let dir = hierarchy?.path().join(&group[1..]);
             ensure!(!dir.exists(), "{} is left", dir.display());
         }
-        self.case.no_processes()
+        Ok(())
     }
 }
 
@@ -446,7 +469,7 @@ fn the_shim_is_where_engines_look_for_it(case: &Case) -> Result<()> {
         namespace(&vmm.to_string())? == shims,
         "the VMM is elsewhere"
     );
-    let group = Bundle::group(case);
+    let group = Bundle::group(case, "box");
     for pid in [pid, vmm] {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
         ensure!(
@@ -613,7 +636,7 @@ fn a_configuration_to_begin_with_is_one(case: &Case) -> Result<()> {
     let mut config: Value = serde_json::from_slice(&fs::read(&file)?)?;
     config["process"]["terminal"] = json!(false);
     config["process"]["args"] = json!(["sh", "-c", "hostname; echo x > /file || exit 9"]);
-    config["linux"]["cgroupsPath"] = json!(Bundle::group(case));
+    config["linux"]["cgroupsPath"] = json!(Bundle::group(case, "box"));
     fs::write(&file, config.to_string())?;
     let outcome = bundle
         .hrun(&["run", "--bundle", &path, "box"])

@@ -140,6 +140,7 @@ fn container() -> Container {
         cgroup: vec![("pids.max".into(), "2048".into())],
         read_only: false,
         propagation: None,
+        joined: Vec::new(),
     }
 }
 

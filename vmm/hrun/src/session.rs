@@ -202,6 +202,9 @@ fn step(action: &Action) -> &'static str {
         | Action::Resize { .. }
         | Action::Shutdown
         | Action::Grow(_)
+        | Action::Freeze { .. }
+        | Action::Remove { .. }
+        | Action::Forget { .. }
         | Action::Prepare { .. } => "request done",
     }
 }

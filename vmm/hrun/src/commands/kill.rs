@@ -5,17 +5,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agent_protocol::{Action, Event, Failure};
-use anyhow::{Context, bail};
-use rustix::event::{PollFd, PollFlags};
+use agent_protocol::{Action, Failure, ProcessId};
+use anyhow::bail;
 
 use super::for_each;
 use crate::{
-    agent::{Control, ControlError},
+    agent::{AskError, ControlError, ask},
     container::{Containers, Record, Waiting},
     dirs::Dirs,
     options::signal,
-    poll, translate,
+    translate::PROCESS,
 };
 
 /// How long a guest may take to carry a signal out. One that is ended needs no more than that: its
@@ -84,7 +83,7 @@ pub(crate) fn kill(args: &KillArgs) -> anyhow::Result<()> {
                  killing it"
             );
         }
-        if send(&record.vsock_socket(), number, false, None)? {
+        if send(&record.vsock_socket(), PROCESS, number, false, None)? {
             return Ok(());
         }
         bail!("Container {} is not running", record.name)
@@ -128,7 +127,7 @@ pub(super) fn stop_one(
         record.set_paused(false)?;
     }
     let mut waiting = containers.waiting(record)?;
-    match send(&record.vsock_socket(), signal, false, deadline) {
+    match send(&record.vsock_socket(), PROCESS, signal, false, deadline) {
         Ok(_) => {}
         // It has no time left, or nobody is there to be asked.
         Err(_) => return end(containers, record),
@@ -151,6 +150,7 @@ pub(super) fn end(containers: &Containers, record: &Record) -> anyhow::Result<()
     let asked = !record.is_paused()
         && send(
             &record.vsock_socket(),
+            PROCESS,
             signal::KILL.into(),
             false,
             Some(deadline),
@@ -174,40 +174,25 @@ fn gone(waiting: &mut Waiting, name: &str) -> anyhow::Result<()> {
 /// ended.
 pub(crate) fn send(
     vsock: &Path,
+    process: ProcessId,
     signal: i32,
     all: bool,
     deadline: Option<Instant>,
 ) -> anyhow::Result<bool> {
     let action = Action::Signal {
-        process: translate::PROCESS,
+        process,
         signal,
         all,
     };
-    let mut control = Control::open(vsock, vec![action])?;
-    loop {
-        let mut fds = [PollFd::new(&control, PollFlags::IN)];
-        if !poll::wait(&mut fds, deadline).context("Failed to wait for the guest")? {
-            bail!("The guest does not answer");
-        }
-        let events = match control.receive() {
-            Err(ControlError::Closed) => return Ok(false),
-            received => received?,
-        };
-        for event in events {
-            match event {
-                Event::Done { request: 0 } => return Ok(true),
-                Event::Failed {
-                    request: 0,
-                    kind: Failure::NoSuchProcess,
-                    ..
-                } => return Ok(false),
-                Event::Failed {
-                    request: 0,
-                    message,
-                    ..
-                } => bail!(message),
-                _ => {}
-            }
-        }
+    match ask(vsock, action, deadline) {
+        Ok(()) => Ok(true),
+        Err(
+            AskError::Control(ControlError::Closed)
+            | AskError::Refused {
+                kind: Failure::NoSuchProcess,
+                ..
+            },
+        ) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }

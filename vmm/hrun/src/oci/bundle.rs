@@ -18,6 +18,7 @@ use rustix::{
 use super::{
     network::Network,
     plan::{Place, Plan, Refused, read},
+    pod::{Peers, Role},
 };
 
 /// Longest config.json, in bytes.
@@ -233,11 +234,18 @@ fn look(root: &Path, path: &Path, mounts: &[&Path]) -> Look {
 }
 
 /// What a container is to be.
-pub(crate) fn plan(spec: &Spec, path: &Path, id: &str) -> Result<Plan, Refused> {
+pub(crate) fn plan(
+    spec: &Spec,
+    path: &Path,
+    id: &str,
+    role: &Role,
+    peers: &Peers,
+) -> Result<Plan, Refused> {
     let place = Place {
         bundle: path,
         id,
-        is_joined: &|_| false,
+        role,
+        owner: &|namespace| peers.owner(namespace),
     };
     Plan::new(spec, place)
 }

@@ -267,8 +267,12 @@ impl Seen {
         self.record.state(self.word())
     }
 
-    /// Whether the VM's CPUs stand still. A VM that does not say is about to end.
+    /// Whether it stands still: the VM's CPUs do, or, in a pod, the container in the guest. A VM that
+    /// does not say is about to end.
     pub(crate) fn is_paused(&self) -> bool {
+        if self.record.role.is_of_pod() {
+            return self.status() == Status::Running && self.record.frozen_mark().exists();
+        }
         self.status() == Status::Running
             && Client::connect(&self.record.control_socket(), STATE_TIMEOUT)
                 .and_then(|mut vm| vm.request(Request::Status))

@@ -27,6 +27,7 @@ mod hooks;
 mod network;
 mod orders;
 pub(crate) mod plan;
+pub(crate) mod pod;
 mod record;
 mod report;
 mod shim;

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::cgroup::Groups;
+use super::{cgroup::Groups, pod::Role};
 use crate::process::ProcessIdentity;
 
 /// Version of the file.
@@ -35,7 +35,10 @@ pub(crate) struct Record {
     pub(crate) groups: Groups,
     /// The process that engines take for the container.
     pub(crate) shim: Option<ProcessIdentity>,
+    /// Its own VM's process.
     pub(crate) vmm: Option<ProcessIdentity>,
+    #[serde(default)]
+    pub(crate) role: Role,
     pub(crate) status: Status,
 }
 
@@ -77,6 +80,7 @@ impl Record {
             groups: Groups::default(),
             shim: None,
             vmm: None,
+            role: Role::Alone,
             status: Status::Creating,
         }
     }
@@ -96,17 +100,28 @@ impl Record {
 
     /// Where the VM's control socket is.
     pub(crate) fn control_socket(&self) -> PathBuf {
-        self.runtime_dir.join("control")
+        match self.role.membership() {
+            Some(membership) => membership.control_socket(),
+            None => self.runtime_dir.join("control"),
+        }
     }
 
     /// Where the VM's vsock socket is.
     pub(crate) fn vsock_socket(&self) -> PathBuf {
-        self.runtime_dir.join("vsock")
+        match self.role.membership() {
+            Some(membership) => membership.vsock_socket(),
+            None => self.runtime_dir.join("vsock"),
+        }
     }
 
     /// Where the shim takes orders until the program runs.
     pub(crate) fn orders_socket(&self) -> PathBuf {
         self.runtime_dir.join("orders")
+    }
+
+    /// Marks a container of a pod that stands still, while its VM does not.
+    pub(crate) fn frozen_mark(&self) -> PathBuf {
+        self.runtime_dir.join("frozen")
     }
 
     /// Marks a container whose VM was ended in the place of a signal that ends every process.

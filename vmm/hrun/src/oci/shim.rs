@@ -3,7 +3,11 @@
 //! it dies, the VM ends as well.
 
 use std::{
-    os::{fd::AsFd, unix::net::UnixListener},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixListener,
+    },
+    path::Path,
     sync::Arc,
 };
 
@@ -23,6 +27,7 @@ use super::{
     failure, hooks,
     orders::{self, Answer, Client, Order},
     plan::Plan,
+    pod::{Guest, Peers},
     record::{Record, Status},
     report::{self, Report, Reporter},
     view,
@@ -100,7 +105,9 @@ impl<'a> Shim<'a> {
         }
         let mut owned = containers.take(&args.id, lock)?;
         let spec = owned.config()?;
-        let plan = bundle::plan(&spec, &owned.record.bundle, &args.id)?;
+        let role = &owned.record.role;
+        let peers = Peers::of(role, containers)?;
+        let plan = bundle::plan(&spec, &owned.record.bundle, &args.id, role, &peers)?;
         reach("shim.begun", None);
         // First of all: what is charged is charged to the container.
         owned.record.groups.enter(std::process::id())?;
@@ -133,13 +140,8 @@ impl<'a> Shim<'a> {
             .tell(&Report::Entered)
             .context("Whoever made the container has gone")?;
         reach("shim.told", None);
-        let sandbox = self.claim(&timeline)?;
+        let vm = self.make_container(&timeline)?;
         let vmm = self.owned.record.vmm;
-        reach("shim.claimed", vmm);
-        let actions = translate::create_actions(&self.plan.container, sandbox.moment())
-            .context("Failed to read random numbers for the guest")?;
-        let cid = Some(sandbox.cid());
-        session::prepare(sandbox.vsock(), actions, cid, &mut self.signals, &timeline)?;
         reach("shim.prepared", vmm);
         let hooks = self.spec.hooks().as_ref();
         let hooks = hooks.and_then(|hooks| hooks.create_container().as_ref());
@@ -160,13 +162,13 @@ impl<'a> Shim<'a> {
         reporter
             .tell(&Report::Done)
             .context("Whoever made the container has gone")?;
-        let status = match self.wait(&listener, &sandbox)? {
+        let status = match self.wait(&listener, &vm)? {
             Coming::End(signal) => ended_by(signal),
             Coming::Start(client) => {
                 // Who comes too late is told so by the record.
                 drop(listener);
                 reach("shim.ordered", vmm);
-                self.start(&sandbox, client, &timeline)?
+                self.start(&vm, client, &timeline)?
             }
         };
         reach("shim.ended", vmm);
@@ -174,8 +176,30 @@ impl<'a> Shim<'a> {
         self.owned.write()?;
         reach("shim.stopped", vmm);
         // The engine unmounts the root file system next: the VM must have let go of it.
-        drop(sandbox);
+        drop(vm);
         Ok(status)
+    }
+
+    /// Sets the container up in a VM of its own, or in that of its pod.
+    fn make_container(&mut self, timeline: &Arc<Timeline>) -> anyhow::Result<Vm> {
+        let membership = self.owned.record.role.membership().cloned();
+        let (vm, actions, cid) = match membership {
+            Some(membership) => {
+                let vm = Vm::Joined(membership.enter(&self.plan)?);
+                let create = Action::Create(Box::new(self.plan.container.clone()));
+                (vm, vec![create], None)
+            }
+            None => {
+                let sandbox = self.claim(timeline)?;
+                reach("shim.claimed", self.owned.record.vmm);
+                let actions = translate::create_actions(&self.plan.container, sandbox.moment())
+                    .context("Failed to read random numbers for the guest")?;
+                let cid = Some(sandbox.cid());
+                (Vm::Own(sandbox), actions, cid)
+            }
+        };
+        session::prepare(vm.vsock(), actions, cid, &mut self.signals, timeline)?;
+        Ok(vm)
     }
 
     fn claim(&mut self, timeline: &Arc<Timeline>) -> anyhow::Result<Sandbox> {
@@ -215,12 +239,12 @@ impl<'a> Shim<'a> {
     }
 
     /// Waits until somebody has the program started, or the container ended.
-    fn wait(&mut self, listener: &UnixListener, sandbox: &Sandbox) -> anyhow::Result<Coming> {
+    fn wait(&mut self, listener: &UnixListener, vm: &Vm) -> anyhow::Result<Coming> {
         loop {
             let mut fds = [
                 PollFd::new(listener, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
-                PollFd::new(sandbox, PollFlags::IN),
+                PollFd::new(vm, PollFlags::IN),
             ];
             poll::wait(&mut fds, None).context("Failed to wait for the start")?;
             let [asked, _, ended] = fds.map(|fd| !fd.revents().is_empty());
@@ -230,7 +254,7 @@ impl<'a> Shim<'a> {
                 }
             }
             if ended {
-                if was_killed(&self.owned.record) {
+                if self.ends_with_others() {
                     return Ok(Coming::End(signal::KILL.into()));
                 }
                 bail!("The container's VM ended before it was started");
@@ -249,13 +273,15 @@ impl<'a> Shim<'a> {
         }
     }
 
+    /// Whether the end of the VM is that of the program: as it was to be killed, or as a pod ends
+    /// with its sandbox.
+    fn ends_with_others(&self) -> bool {
+        let record = &self.owned.record;
+        was_killed(record) || record.role.membership().is_some()
+    }
+
     /// Starts the program and stays with it until its end.
-    fn start(
-        &mut self,
-        sandbox: &Sandbox,
-        client: Client,
-        timeline: &Arc<Timeline>,
-    ) -> anyhow::Result<u8> {
+    fn start(&mut self, vm: &Vm, client: Client, timeline: &Arc<Timeline>) -> anyhow::Result<u8> {
         let mut process = self.plan.process.clone();
         let has_terminal = matches!(process.stdio, Stdio::Terminal(_));
         if has_terminal {
@@ -284,18 +310,10 @@ impl<'a> Shim<'a> {
                 client.answer(&answer);
             }
         };
-        let outcome = session::run(
-            sandbox.vsock(),
-            start,
-            &mut self.signals,
-            timeline,
-            &mut started,
-        );
+        let outcome = session::run(vm.vsock(), start, &mut self.signals, timeline, &mut started);
         match outcome {
             Ok((_, status)) => Ok(status.code()),
-            Err(SessionError::Connect(_) | SessionError::Control(_))
-                if was_killed(&self.owned.record) =>
-            {
+            Err(SessionError::Connect(_) | SessionError::Control(_)) if self.ends_with_others() => {
                 Ok(ended_by(signal::KILL.into()))
             }
             Err(error) => {
@@ -316,6 +334,32 @@ impl<'a> Shim<'a> {
 fn failed(error: &anyhow::Error) -> Answer {
     let (text, status) = failure::describe(error);
     Answer::Failed { text, status }
+}
+
+/// The VM that a container is in.
+#[derive(Debug)]
+enum Vm {
+    Own(Sandbox),
+    Joined(Guest),
+}
+
+impl Vm {
+    fn vsock(&self) -> &Path {
+        match self {
+            Self::Own(sandbox) => sandbox.vsock(),
+            Self::Joined(guest) => guest.vsock(),
+        }
+    }
+}
+
+/// Readable once it has ended.
+impl AsFd for Vm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Own(sandbox) => sandbox.as_fd(),
+            Self::Joined(guest) => guest.as_fd(),
+        }
+    }
 }
 
 /// Whether somebody ended the VM in the place of a signal that ends every process.

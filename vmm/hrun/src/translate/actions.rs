@@ -141,6 +141,7 @@ pub(super) fn container(ready: &Ready<'_>) -> Container {
         cgroup: Vec::new(),
         read_only: ready.options.read_only,
         propagation: None,
+        joined: Vec::new(),
     }
 }
 

@@ -20,7 +20,7 @@ use vmm::config::{
 use crate::{
     container::WritableLayer,
     memory::guest_ram_for,
-    oci::plan::Plan,
+    oci::{plan::Plan, pod::Role},
     parts::Parts,
     spec::{Process, RunOptions},
     template::Class,
@@ -31,7 +31,7 @@ pub(crate) use actions::{Exec, create_actions, exec_action, random_process, star
 pub(crate) use growth::{grown, growth, has_room_to_grow};
 pub(crate) use root::directories;
 
-/// The first container of a VM, and so far the only one.
+/// The first container of a VM.
 pub(crate) const CONTAINER: ContainerId = ContainerId(0);
 /// Its first process.
 pub(crate) const PROCESS: ProcessId = ProcessId(0);
@@ -50,8 +50,14 @@ pub(crate) const RUNTIME_PATHS: [&str; 6] = [
     "/etc/machine-id",
 ];
 
+/// The place of that share among a VM's.
+pub(crate) const ROOT_SHARE: usize = 0;
+
 /// Tag of the share that holds the volumes, each under its number.
 pub(crate) const VOLUMES_TAG: &str = "volumes";
+
+/// The place of that share among a VM's.
+pub(crate) const VOLUMES_SHARE: usize = 1;
 
 /// Serial number of the disk that holds an image.
 const IMAGE_DISK: &str = "image";
@@ -210,11 +216,23 @@ pub(crate) fn bundle_vm(
     cid: u32,
     places: &Places,
 ) -> VmConfig {
-    let root = ShareConfig {
-        source: ShareSource::Directory(plan.root.clone()),
-        exclusive: true,
-        directories: plan.directories.clone(),
-        ..empty_share(ROOT_TAG)
+    let root = match &plan.role {
+        Role::Sandbox => ShareConfig {
+            // There is to be room for others.
+            source: ShareSource::Collection(vec![CollectionEntry {
+                name: plan.role.root(),
+                path: plan.root.clone(),
+                read_only: false,
+            }]),
+            exclusive: true,
+            ..empty_share(ROOT_TAG)
+        },
+        Role::Alone | Role::Member(_) => ShareConfig {
+            source: ShareSource::Directory(plan.root.clone()),
+            exclusive: true,
+            directories: plan.directories.clone(),
+            ..empty_share(ROOT_TAG)
+        },
     };
     let volumes = ShareConfig {
         source: ShareSource::Collection(plan.volumes.clone()),

@@ -8,6 +8,7 @@ use vm_memory::{ByteValued, Bytes, GuestMemoryMmap};
 pub(super) const IN_HEADER: usize = 40;
 const OPCODE: std::ops::Range<usize> = 4..8;
 const UNIQUE: std::ops::Range<usize> = 8..16;
+const NODE: std::ops::Range<usize> = 16..24;
 
 /// The beginning of what `descriptors` hold, at most `most` bytes.
 pub(super) fn gather(
@@ -38,6 +39,12 @@ pub(super) fn opcode(request: &[u8]) -> Option<u32> {
 /// The number by which a request and its answer belong together.
 pub(super) fn unique(request: &[u8]) -> Option<u64> {
     let bytes = request.get(UNIQUE)?.try_into().ok()?;
+    Some(u64::from_le_bytes(bytes))
+}
+
+/// The node that a request is about.
+pub(super) fn node(request: &[u8]) -> Option<u64> {
+    let bytes = request.get(NODE)?.try_into().ok()?;
     Some(u64::from_le_bytes(bytes))
 }
 

@@ -7,6 +7,7 @@ mod absence;
 mod descriptors;
 mod message;
 mod session;
+mod top;
 
 use std::{
     io,
@@ -53,6 +54,9 @@ struct Fuse {
 pub enum Sharing {
     /// Nobody: the guest may cache names, attributes and data as long as it likes.
     Exclusive,
+    /// Nobody changes what is in the entries of the share's root, but entries may be added and
+    /// removed.
+    Entries,
     /// The host or other guests: the guest asks again.
     Shared,
 }
@@ -60,7 +64,7 @@ pub enum Sharing {
 impl Sharing {
     fn passthrough(self, root_dir: String) -> Config {
         let (cache_policy, timeout) = match self {
-            Sharing::Exclusive => (CachePolicy::Always, UNCHANGING),
+            Sharing::Exclusive | Sharing::Entries => (CachePolicy::Always, UNCHANGING),
             Sharing::Shared => (CachePolicy::Auto, Duration::ZERO),
         };
         Config {
@@ -69,8 +73,8 @@ impl Sharing {
             entry_timeout: timeout,
             attr_timeout: timeout,
             xattr: true,
-            no_open: self == Sharing::Exclusive,
-            no_opendir: self == Sharing::Exclusive,
+            no_open: self != Sharing::Shared,
+            no_opendir: self != Sharing::Shared,
             killpriv_v2: true,
             // The options are negotiated by the file system around this one.
             do_import: false,
@@ -92,12 +96,14 @@ impl Sharing {
             | FsOptions::PARALLEL_DIROPS
             | FsOptions::READDIRPLUS_AUTO;
         out_opts |= match self {
-            Sharing::Exclusive => FsOptions::ZERO_MESSAGE_OPEN | FsOptions::ZERO_MESSAGE_OPENDIR,
+            Sharing::Exclusive | Sharing::Entries => {
+                FsOptions::ZERO_MESSAGE_OPEN | FsOptions::ZERO_MESSAGE_OPENDIR
+            }
             Sharing::Shared => FsOptions::ATOMIC_O_TRUNC | FsOptions::AUTO_INVAL_DATA,
         };
         VfsOptions {
-            no_open: self == Sharing::Exclusive,
-            no_opendir: self == Sharing::Exclusive,
+            no_open: self != Sharing::Shared,
+            no_opendir: self != Sharing::Shared,
             no_writeback: true,
             killpriv_v2: true,
             out_opts,
@@ -296,14 +302,32 @@ impl Fuse {
             .server
             .handle_message(reader, Writer::VirtioFs(writer), None, None)
         {
-            Ok(written) => (self.sharing == Sharing::Exclusive)
-                .then(|| absence::keep(memory, chain, UNCHANGING))
-                .flatten()
+            Ok(written) => self
+                .caching(memory, chain)
                 .unwrap_or_else(|| u32::try_from(written).unwrap_or(u32::MAX)),
             Err(err) => {
                 log::debug!("virtio-fs: refused a request: {err}");
                 0
             }
+        }
+    }
+}
+
+impl Fuse {
+    /// Says how long the guest may keep what an answer says. Gives the answer's length in bytes if
+    /// it is another one now.
+    fn caching(
+        &self,
+        memory: &GuestMemoryMmap,
+        chain: &DescriptorChain<&GuestMemoryMmap>,
+    ) -> Option<u32> {
+        match self.sharing {
+            Sharing::Shared => None,
+            Sharing::Entries if top::is_asked_for(memory, chain) => {
+                top::expire(memory, chain);
+                None
+            }
+            Sharing::Exclusive | Sharing::Entries => absence::keep(memory, chain, UNCHANGING),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
         hooks,
         orders::write_pid,
         plan::Plan,
+        pod::{Peers, Wanted},
         report::{self, Left, Report, option},
     },
 };
@@ -43,7 +44,10 @@ pub(super) fn create(
         );
     }
     let bundle = Bundle::read(&args.bundle)?;
-    let plan = bundle::plan(&bundle.spec, &bundle.path, &args.id)?;
+    let wanted = Wanted::of(&bundle.spec, &runtime.containers)?;
+    let role = wanted.sketch();
+    let peers = Peers::of(&role, &runtime.containers)?;
+    let plan = bundle::plan(&bundle.spec, &bundle.path, &args.id, &role, &peers)?;
     bundle.check_program()?;
     if matches!(plan.process.stdio, Stdio::Terminal(_)) != args.console_socket.is_some()
         && !foreground
@@ -57,7 +61,9 @@ pub(super) fn create(
         runtime.global.log().warning(warning);
     }
     let mut owned = runtime.containers.create(&args.id, &bundle.path)?;
-    let made = make(runtime, args, foreground, &bundle, &plan, &mut owned);
+    let made = make(
+        runtime, args, foreground, &bundle, &plan, &wanted, &mut owned,
+    );
     match made {
         Ok(left) => Ok(left),
         Err(error) => {
@@ -74,10 +80,12 @@ fn make(
     foreground: bool,
     bundle: &Bundle,
     plan: &Plan,
+    wanted: &Wanted,
     owned: &mut Owned,
 ) -> anyhow::Result<Left> {
     reach("create.made", None);
     owned.write_config(&bundle.json)?;
+    owned.record.role = wanted.take(&owned.dir, plan.volumes.len())?;
     owned.record.rootfs.clone_from(&plan.root);
     let annotations = bundle.spec.annotations().iter().flatten();
     owned.record.annotations = annotations

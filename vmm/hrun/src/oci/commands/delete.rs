@@ -74,6 +74,9 @@ pub(super) fn clear(owned: Owned, spec: Option<&Spec>) -> anyhow::Result<()> {
     }
     // Further processes' shims, that outlived the container.
     end_all(record)?;
+    if let Some(membership) = record.role.membership() {
+        membership.leave()?;
+    }
     reach("delete.killed", None);
     record.groups.remove()?;
     reach("delete.ungrouped", None);

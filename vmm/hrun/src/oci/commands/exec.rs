@@ -149,6 +149,7 @@ fn attend(
 ) -> anyhow::Result<u8> {
     let id = translate::random_process().context("Failed to make a process number")?;
     let mut process = plan::exec_process(process, &seen.config()?, id)?;
+    process.container = seen.record.role.container();
     if let Stdio::Terminal(size) = &mut process.stdio {
         *size = terminal::window_size();
     }

@@ -58,7 +58,8 @@ pub(super) fn execute(runtime: &Runtime<'_>, args: &KillArgs) -> anyhow::Result<
             }
             let deadline = Some(Instant::now() + SIGNAL_TIMEOUT);
             let vsock = seen.record.vsock_socket();
-            match send(&vsock, number, args.all, deadline)? {
+            let process = seen.record.role.process();
+            match send(&vsock, process, number, args.all, deadline)? {
                 true => Ok(()),
                 false => bail!(
                     "container not running: the program of {} has ended",
@@ -73,9 +74,10 @@ pub(super) fn execute(runtime: &Runtime<'_>, args: &KillArgs) -> anyhow::Result<
 fn kill(seen: &Seen, all: bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + KILL_TIMEOUT;
     let vsock = seen.record.vsock_socket();
+    let process = seen.record.role.process();
     // Whose CPUs stand still does nothing.
-    let asked = !seen.is_paused()
-        && send(&vsock, signal::KILL.into(), all, Some(deadline)).is_ok_and(|sent| sent);
+    let asked = (seen.record.role.is_of_pod() || !seen.is_paused())
+        && send(&vsock, process, signal::KILL.into(), all, Some(deadline)).is_ok_and(|sent| sent);
     reach("kill.sent", None);
     if asked && seen.own(deadline)?.is_some() {
         return Ok(());
@@ -83,12 +85,22 @@ fn kill(seen: &Seen, all: bool) -> anyhow::Result<()> {
     end(seen)
 }
 
-/// Ends the VM. The shim takes that for the work of SIGKILL.
+/// Ends the VM, or the container in it if others are there. The shim takes that for the work of
+/// SIGKILL.
 pub(super) fn end(seen: &Seen) -> anyhow::Result<()> {
     let record = &seen.record;
     // If its owner just removed the directory, it has ended.
     let _ = fs::write(record.killed_mark(), "");
-    if let Some(vmm) = record.vmm {
+    if let Some(membership) = record.role.membership() {
+        membership.end()?;
+        if seen.status() == Status::Running {
+            return Ok(());
+        }
+        // It waits for a start, which the guest knows nothing of.
+        if let Some(shim) = record.shim {
+            shim.kill().context("Failed to end the container's shim")?;
+        }
+    } else if let Some(vmm) = record.vmm {
         vmm.kill().context("Failed to end the container's VM")?;
     } else if let Some(shim) = record.shim {
         shim.kill().context("Failed to end the container's shim")?;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use agent_protocol::{Device, DeviceKind, Propagation};
+use agent_protocol::{ContainerId, Device, DeviceKind, Joined, Namespace, Propagation};
 use oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources, MemoryPolicyModeType,
 };
@@ -56,12 +56,22 @@ pub(super) struct Namespaces {
     /// The host's path of its network namespace.
     pub(super) network: Option<PathBuf>,
     /// Those of others of its VM.
-    pub(super) joined: Vec<LinuxNamespaceType>,
+    pub(super) joined: Vec<Joined>,
+}
+
+impl Namespaces {
+    /// Whose namespace of this kind the container is to be in, if it is not to have its own.
+    pub(super) fn joined(&self, namespace: Namespace) -> Option<ContainerId> {
+        let mut joined = self.joined.iter();
+        joined
+            .find(|joined| joined.namespace == namespace)
+            .map(|joined| joined.container)
+    }
 }
 
 pub(super) fn namespaces(
     linux: &Linux,
-    is_joined: &dyn Fn(&Path) -> bool,
+    owner: &dyn Fn(&Path) -> Option<ContainerId>,
     warnings: &mut Vec<String>,
 ) -> Result<Namespaces, Refused> {
     let mut namespaces = Namespaces::default();
@@ -77,15 +87,27 @@ pub(super) fn namespaces(
         if kind == LinuxNamespaceType::Network {
             namespaces.network = Some(path.clone());
         }
-        if is_joined(path) {
-            namespaces.joined.push(kind);
-        } else if kind != LinuxNamespaceType::Network {
-            let property = format!("linux.namespaces[{index}].path");
-            let reason = format!(
-                "a VM has a {kind} namespace of its own, which it shares with no container \
-                 outside of it"
-            );
-            return Err(value(property, path.to_string_lossy(), reason));
+        let shared = match kind {
+            LinuxNamespaceType::Ipc => Some(Namespace::Ipc),
+            LinuxNamespaceType::Uts => Some(Namespace::Uts),
+            LinuxNamespaceType::Pid => Some(Namespace::Pid),
+            _ => None,
+        };
+        match (owner(path), shared) {
+            // The guest has one network, and others that nobody asks for make no difference.
+            (_, None) if kind == LinuxNamespaceType::Network => {}
+            (Some(container), Some(namespace)) => namespaces.joined.push(Joined {
+                namespace,
+                container,
+            }),
+            _ => {
+                let property = format!("linux.namespaces[{index}].path");
+                let reason = format!(
+                    "a VM has a {kind} namespace of its own, which it shares with no container \
+                     outside of it"
+                );
+                return Err(value(property, path.to_string_lossy(), reason));
+            }
         }
     }
     user_namespace(linux)?;

@@ -18,14 +18,14 @@ mod treatment;
 
 use std::path::{Path, PathBuf};
 
-use agent_protocol::{Mount, ProcessId, Source};
-use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
+use agent_protocol::{ContainerId, Mount, Namespace, ProcessId, Source};
+use oci_spec::runtime::{Hooks, Process, Spec};
 use vmm::config::CollectionEntry;
 
-use crate::{
-    template::Class,
-    translate::{CONTAINER, PROCESS, ROOT_TAG},
-};
+use crate::{template::Class, translate::ROOT_TAG};
+
+use super::pod::Role;
+use mounts::Shared;
 
 pub(crate) use refused::Refused;
 use refused::value;
@@ -55,8 +55,8 @@ pub(crate) struct Plan {
     pub(crate) hooks: Hooks,
     /// The network namespace that the container is to be in, if the engine has made one.
     pub(crate) netns: Option<PathBuf>,
-    /// Namespaces that the container shares with others of its VM.
-    pub(crate) joined: Vec<LinuxNamespaceType>,
+    /// What the container is to its VM.
+    pub(crate) role: Role,
     /// Where on the host the container is to be accounted for.
     pub(crate) cgroups_path: Option<PathBuf>,
     /// What is harmless to leave out, for the log.
@@ -70,8 +70,10 @@ pub(crate) struct Place<'a> {
     pub(crate) bundle: &'a Path,
     /// The container's name.
     pub(crate) id: &'a str,
-    /// Whether this namespace, by its path, is one of the VM that the container joins.
-    pub(crate) is_joined: &'a dyn Fn(&Path) -> bool,
+    /// What it is to its VM.
+    pub(crate) role: &'a Role,
+    /// Which container of the VM that it joins has this namespace, by its path.
+    pub(crate) owner: &'a dyn Fn(&Path) -> Option<ContainerId>,
 }
 
 impl Plan {
@@ -98,20 +100,35 @@ impl Plan {
                 &empty
             }
         };
-        let namespaces = linux::namespaces(linux, place.is_joined, &mut warnings)?;
+        let namespaces = linux::namespaces(linux, place.owner, &mut warnings)?;
         linux::refuse_what_cannot_be(linux, &mut warnings)?;
         if spec.vm().is_some() {
             warnings.push("vm: the VM is hrun's own".into());
         }
         let resources = linux.resources().as_ref();
-        let limits = resources::limits(resources, &mut warnings)?;
-        let mounts = mounts::mounts(spec, place.bundle, &mut warnings)?;
-        let mut process = process::process(first, spec, PROCESS, &mut warnings)?;
+        let mut limits = resources::limits(resources, &mut warnings)?;
+        match place.role {
+            Role::Alone => {}
+            Role::Sandbox => limits.class = resources::of_pod(spec, limits.class, &mut warnings),
+            Role::Member(member) => resources::add_in_guest(
+                resources,
+                member.counts_memory,
+                &mut limits.cgroup,
+                &mut warnings,
+            ),
+        }
+        let shared = Shared {
+            role: place.role,
+            ipc: namespaces.joined(Namespace::Ipc),
+        };
+        let mounts = mounts::mounts(spec, place.bundle, shared, &mut warnings)?;
+        let mut process = process::process(first, spec, place.role.process(), &mut warnings)?;
+        process.container = place.role.container();
         process.create_cwd = true;
         process.hooks = hooks::in_container(spec, place)?;
         let container = agent_protocol::Container {
-            id: CONTAINER,
-            root: Mount::new(Source::share(ROOT_TAG, ""), "/"),
+            id: place.role.container(),
+            root: Mount::new(Source::share(ROOT_TAG, place.role.root()), "/"),
             hostname: hostname(spec, place.id),
             domainname: spec.domainname().clone().unwrap_or_default(),
             capabilities: process.capabilities.bounding,
@@ -124,6 +141,7 @@ impl Plan {
             cgroup: limits.cgroup,
             read_only: root_read_only,
             propagation: linux::root_propagation(linux)?,
+            joined: namespaces.joined.clone(),
         };
         Ok(Self {
             class: limits.class,
@@ -135,7 +153,7 @@ impl Plan {
             process,
             hooks: spec.hooks().clone().unwrap_or_default(),
             netns: namespaces.network,
-            joined: namespaces.joined,
+            role: place.role.clone(),
             cgroups_path: linux.cgroups_path().clone(),
             warnings,
         })

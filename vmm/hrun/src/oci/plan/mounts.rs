@@ -5,7 +5,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use agent_protocol::{Attributes, Source};
+use agent_protocol::{Attributes, ContainerId, Source};
 use oci_spec::runtime::{Mount, Spec};
 use vmm::config::CollectionEntry;
 
@@ -18,6 +18,7 @@ use super::{
     text,
 };
 use crate::{
+    oci::pod::Role,
     options::size,
     translate::{self, VOLUMES_TAG},
 };
@@ -51,6 +52,14 @@ impl Mounts {
                 || USUAL_TREES.iter().any(|tree| path.starts_with(tree))
         })
     }
+}
+
+/// What a container has in common with others of its VM.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shared<'a> {
+    pub(super) role: &'a Role,
+    /// Whose message queues and shared memory it has.
+    pub(super) ipc: Option<ContainerId>,
 }
 
 /// What the agent mounts in every container: target, type, attributes, options. The same as in
@@ -136,10 +145,12 @@ const IN_PROC: [&str; 11] = [
 pub(super) fn mounts(
     spec: &Spec,
     bundle: &Path,
+    shared: Shared<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Mounts, Refused> {
     let mut translation = Translation {
         bundle,
+        shared,
         warnings,
         hidden: Vec::new(),
         all: Mounts::default(),
@@ -152,6 +163,7 @@ pub(super) fn mounts(
 
 struct Translation<'a> {
     bundle: &'a Path,
+    shared: Shared<'a>,
     warnings: &'a mut Vec<String>,
     /// Where something is mounted by now: what was there before is not to be seen any more.
     hidden: Vec<String>,
@@ -361,7 +373,7 @@ impl Translation<'_> {
                         path.display()
                     ));
                 }
-                let name = self.all.volumes.len().to_string();
+                let name = self.shared.role.volume(self.all.volumes.len());
                 self.all.volumes.push(CollectionEntry {
                     name: name.clone(),
                     path,
@@ -374,8 +386,15 @@ impl Translation<'_> {
         Ok(())
     }
 
-    /// Shared memory of an engine's making cannot be the guest's, but be as large.
+    /// Shared memory of an engine's making cannot be the guest's, but be as large. Whoever has it in
+    /// common with another container of the VM has that one's.
     fn shared_memory(&mut self, at: &str, source: &Path, options: &Options) -> Result<(), Refused> {
+        if let Some(container) = self.shared.ipc {
+            let path = "/dev/shm".to_owned();
+            let source = Source::Joined { container, path };
+            self.push(source, "/dev/shm", &options.without_data());
+            return Ok(());
+        }
         self.warnings.push(format!(
             "{at}: /dev/shm is the guest's own, not the host's {}",
             source.display()

@@ -3,7 +3,7 @@
 //! Memory and CPUs are the VM's size. What limits a VM as a whole, from outside, is the business of
 //! who has it in a cgroup. In the guest's cgroup there is what the host does not see: processes.
 
-use oci_spec::runtime::{LinuxCpu, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxResources, Spec};
 use vmm::config::{MAX_MEMORY, MAX_VCPUS};
 
 use super::{
@@ -85,6 +85,61 @@ pub(super) fn limits(
         }
     }
     Ok(limits)
+}
+
+/// What containerd's CRI plugin says about all containers of a pod to come.
+const POD_MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+const POD_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const POD_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+
+/// How large the VM of a pod is to be: what the engine says its members may use, or else as for the
+/// sandbox alone.
+pub(super) fn of_pod(spec: &Spec, own: Class, warnings: &mut Vec<String>) -> Class {
+    let annotations = spec.annotations().as_ref();
+    let number = |name: &str| annotations?.get(name)?.parse::<u64>().ok();
+    let number = |name: &str| number(name).filter(|number| *number > 0);
+    let memory = number(POD_MEMORY).and_then(|memory| i64::try_from(memory).ok());
+    let cpus =
+        number(POD_QUOTA).map(|quota| quota.div_ceil(number(POD_PERIOD).unwrap_or(DEFAULT_PERIOD)));
+    Class {
+        cpus: cpus.map_or(own.cpus, |cpus| {
+            u8::try_from(cpus).map_or(MAX_VCPUS, |cpus| cpus.clamp(1, MAX_VCPUS))
+        }),
+        memory: match memory {
+            Some(memory) => guest_memory(Some(memory), warnings),
+            None => own.memory,
+        },
+    }
+}
+
+/// What limits a container that has a VM in common with others is in the guest's cgroup.
+pub(super) fn add_in_guest(
+    resources: Option<&LinuxResources>,
+    counts_memory: bool,
+    files: &mut Vec<(String, String)>,
+    warnings: &mut Vec<String>,
+) {
+    let Some(resources) = resources else {
+        return;
+    };
+    let positive = |number: Option<i64>| number.filter(|number| *number > 0);
+    let memory = resources.memory().and_then(|memory| memory.limit());
+    if let Some(limit) = positive(memory)
+        && counts_memory
+    {
+        set(files, "memory.max", &limit.to_string());
+    } else if positive(memory).is_some() {
+        warnings.push(
+            "linux.resources.memory.limit: without hardware virtualization the limit is that of \
+             the pod's VM"
+                .into(),
+        );
+    }
+    let cpu = resources.cpu().as_ref();
+    if let Some(quota) = positive(cpu.and_then(LinuxCpu::quota)) {
+        let period = cpu.and_then(LinuxCpu::period).unwrap_or(DEFAULT_PERIOD);
+        set(files, "cpu.max", &format!("{quota} {period}"));
+    }
 }
 
 /// The file has this content; what was said before does not count.

@@ -150,6 +150,28 @@ fn that_a_name_is_not_there_may_be_remembered_only_if_the_guest_alone_makes_file
 }
 
 #[test]
+fn where_entries_come_and_go_their_names_are_asked_for_each_time() {
+    let tree = tree();
+    let mut guest = Guest {
+        fs: Fs::new("root", tree.path(), Sharing::Entries, false).unwrap(),
+        session: Session::default(),
+        unique: 0,
+    };
+    guest.init();
+    let mut time = |parent, name: &[u8]| {
+        let answer = guest.ask(Opcode::Lookup, parent, name, 144);
+        let entry: EntryOut = value(&answer[16..]).unwrap();
+        (error(&answer), entry.nodeid, entry.entry_valid)
+    };
+    let (found, bin, valid) = time(ROOT, b"bin\0");
+    assert_eq!((found, valid), (0, 0));
+    assert_eq!(time(ROOT, b"none\0").0, -libc::ENOENT);
+    // Below them everything may be kept.
+    assert_eq!(time(bin, b"sh\0").2, 86_400);
+    assert_eq!(time(bin, b"none\0"), (0, NONE, 86_400));
+}
+
+#[test]
 fn a_session_survives_being_written_down() {
     let tree = tree();
     let (mut guest, _) = looked_around(tree.path());

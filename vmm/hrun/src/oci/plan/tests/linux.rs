@@ -1,5 +1,4 @@
-use agent_protocol::{Device, DeviceKind};
-use oci_spec::runtime::LinuxNamespaceType;
+use agent_protocol::{ContainerId, Device, DeviceKind, Joined, Namespace};
 use serde_json::{Value, json};
 
 use super::{Plan, least, plan, refused, with};
@@ -29,7 +28,7 @@ fn new_namespaces_are_what_a_guest_has() {
     let all = ["pid", "network", "ipc", "uts", "mount", "cgroup", "time"]
         .map(|kind| json!({"type": kind}));
     let found = planned("/linux/namespaces", json!(all));
-    assert_eq!((found.netns, found.joined), (None, Vec::new()));
+    assert_eq!((found.netns, found.container.joined), (None, Vec::new()));
     assert!(found.warnings.is_empty());
     let few = planned("/linux/namespaces", json!([{"type": "mount"}]));
     assert_eq!(few.warnings.len(), 3, "{:?}", few.warnings);
@@ -44,7 +43,11 @@ fn namespaces_of_others_are_the_networks_or_those_of_the_vm() {
     ]);
     let found = planned("/linux/namespaces", list);
     assert_eq!(found.netns.unwrap().to_str(), Some("/run/netns/box"));
-    assert_eq!(found.joined, [LinuxNamespaceType::Ipc]);
+    let joined = Joined {
+        namespace: Namespace::Ipc,
+        container: ContainerId(7),
+    };
+    assert_eq!(found.container.joined, [joined]);
     let error = refused(
         "/linux/namespaces",
         json!([{"type": "pid", "path": "/proc/7/ns/pid"}]),

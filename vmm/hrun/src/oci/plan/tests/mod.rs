@@ -1,15 +1,16 @@
 mod engines;
 mod linux;
 mod mounts;
+mod pods;
 mod process;
 
 use std::path::Path;
 
-use agent_protocol::{Stdio, WindowSize};
+use agent_protocol::{ContainerId, Stdio, WindowSize};
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use super::{Place, Plan, Refused};
+use super::{Place, Plan, Refused, Role};
 
 /// The least that is a container.
 pub(super) fn least() -> Value {
@@ -31,7 +32,8 @@ fn plan_of(spec: &Spec) -> Result<Plan, Refused> {
         Place {
             bundle: Path::new("/bundle"),
             id: "box",
-            is_joined: &|path| path.starts_with("/proc/42"),
+            role: &Role::Alone,
+            owner: &|path| path.starts_with("/proc/42").then_some(ContainerId(7)),
         },
     )
 }
