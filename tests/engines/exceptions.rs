@@ -6,19 +6,12 @@ use crate::{
 };
 
 /// Feature, engine, reason.
-const EXCEPTIONS: [(&str, Kind, &str); 4] = [
-    (
-        "top",
-        Kind::Podman,
-        "podman reads /proc in the mount namespace of the container's process on the host, whose \
-         root is the container's: no process is there; `podman exec CONTAINER ps` shows them",
-    ),
-    ("network and ipc of another", Kind::Podman, PODS),
-    ("network and ipc of another", Kind::Docker, PODS),
-    ("pod of two", Kind::Podman, PODS),
-];
-
-const PODS: &str = "containers that share a VM are not built yet";
+const EXCEPTIONS: [(&str, Kind, &str); 1] = [(
+    "top",
+    Kind::Podman,
+    "podman reads /proc in the mount namespace of the container's process on the host, whose root is \
+     the container's: no process is there; `podman exec CONTAINER ps` shows them",
+)];
 
 /// Whether hrun does all that the usual runtime does, exceptions apart. Says what it does not.
 pub(crate) fn judge(names: &[&'static str], results: &Results) -> bool {

@@ -18,7 +18,8 @@ pub(super) fn tests() -> Vec<Test> {
         a_paused_member_stands_still_alone,
         a_pod_ends_with_its_sandbox,
         limits_of_a_member_are_kept_in_the_guest,
-        what_is_no_pod_cannot_be_joined,
+        any_container_can_be_joined,
+        a_sandbox_that_is_not_there_is_named,
     ]
     .into()
 }
@@ -324,36 +325,54 @@ fn limits_of_a_member_are_kept_in_the_guest(case: &Case) -> Result<()> {
     pod.is_gone()
 }
 
-fn what_is_no_pod_cannot_be_joined(case: &Case) -> Result<()> {
+fn any_container_can_be_joined(case: &Case) -> Result<()> {
     let alone = Bundle::new(case, PATIENT, |_| {})?;
     alone.ready()?;
-    let pid = alone.pid()?;
-    let of = |annotations: Value, namespace: Value| {
-        let bundle = Bundle::named(case, "late", PATIENT, |config| {
-            config["annotations"] = annotations;
-            config["linux"]["namespaces"] = json!([{"type": "mount"}, namespace]);
-        })?;
-        bundle.create(&[])?.exits(1)?;
-        let said = bundle.said("err");
-        fs::remove_dir_all(&bundle.path)?;
-        Ok::<_, anyhow::Error>(said)
-    };
-    let member = |id: &str| json!({CONTAINERD[0]: "container", CONTAINERD[1]: id});
-    for (annotations, kind, expected) in [
-        (member("nobody"), "pid", "The sandbox nobody"),
-        (
-            member("box"),
-            "pid",
-            "box was not made as the sandbox of a pod",
-        ),
-        (json!({CRIO[0]: "container"}), "pid", "names no sandbox"),
-    ] {
-        let said = of(annotations, json!({"type": kind}))?;
-        ensure!(said.contains(expected), "{said}");
+    let guest = member(case, &alone, "guest", &["ipc", "network"], |config| {
+        config["annotations"] = json!({});
+    })?;
+    guest.ready()?;
+    ensure!(case.vmms().len() == 1);
+    let ipc = |id| says(&guest, id, "readlink /proc/self/ns/ipc");
+    ensure!(ipc("guest")? == ipc("box")?);
+    ensure!(says(&guest, "guest", "echo mine > /mine; hostname")? == "guest\n");
+    ensure!(guest.path.join("rootfs/mine").exists());
+    // Who joins a member joins the same VM.
+    let third = member(case, &guest, "third", &["pid"], |config| {
+        config["annotations"] = json!({});
+    })?;
+    third.ready()?;
+    ensure!(case.vmms().len() == 1);
+    let pid = |id| says(&guest, id, "readlink /proc/1/ns/pid");
+    ensure!(pid("third")? == pid("guest")? && pid("third")? != pid("box")?);
+    for bundle in [&third, &guest] {
+        bundle.delete()?.exits(0)?;
+        bundle.is_gone_alone()?;
     }
-    let path = format!("/proc/{pid}/ns/ipc");
-    let said = of(json!({}), json!({"type": "ipc", "path": path}))?;
-    ensure!(said.contains("box was not made as the sandbox"), "{said}");
+    ensure!(says(&alone, "box", "echo lives")? == "lives\n");
     alone.delete()?.exits(0)?;
     alone.is_gone()
+}
+
+fn a_sandbox_that_is_not_there_is_named(case: &Case) -> Result<()> {
+    for (annotations, expected) in [
+        (
+            json!({CONTAINERD[0]: "container", CONTAINERD[1]: "nobody"}),
+            "The sandbox nobody of the container's pod is not there",
+        ),
+        (json!({CRIO[0]: "container"}), "names no sandbox"),
+    ] {
+        let bundle = Bundle::named(case, "late", PATIENT, |config| {
+            config["annotations"] = annotations;
+        })?;
+        bundle.create(&[])?.exits(1)?;
+        ensure!(
+            bundle.said("err").contains(expected),
+            "{}",
+            bundle.said("err")
+        );
+        bundle.is_gone()?;
+        fs::remove_dir_all(&bundle.path)?;
+    }
+    Ok(())
 }

@@ -1,10 +1,14 @@
 //! Pods: several containers in one VM, which is that of the first of them, the sandbox.
 //!
 //! Which containers are of one pod, the engine says by annotations: containerd's CRI plugin has its
-//! own, podman sets those of CRI-O. Who joins a namespace of a pod's container by its path joins the
-//! pod as well. A member's files and the sources of its mounts are added to the shares of the VM that
-//! runs; it has a shim and control groups of its own on the host, and a root, a cgroup and, but for
-//! what it joins, namespaces of its own in the guest.
+//! own, podman sets those of CRI-O. Who joins a namespace of another container by its path joins that
+//! one's VM as well, whether that was made as a sandbox or not. A member's files and the sources of
+//! its mounts are added to the shares of the VM that runs; it has a shim and control groups of its own
+//! on the host, and a root, a cgroup and, but for what it joins, namespaces of its own in the guest.
+//!
+//! The VM of a sandbox has a share with room for the roots of others. Any other VM has not, as it
+//! would cost every container a little; there they are where the sources of mounts are, which the
+//! guest asks for again and again.
 
 use std::{
     fs::{self, OpenOptions},
@@ -18,7 +22,7 @@ use std::{
 };
 
 use agent_protocol::{Action, ContainerId, ProcessId};
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use vmm::{
     api::{Client, ClientError, HostKind, Request},
@@ -71,8 +75,6 @@ pub(crate) enum PodError {
     Missing { id: String, source: StoreError },
     #[error("The sandbox {id} of the container's pod is {status}: it must be created or running")]
     NotRunning { id: String, status: &'static str },
-    #[error("{0} was not made as the sandbox of a pod: nobody can share its VM")]
-    NoPod(String),
     #[error("The sandbox {0} has as many members as there can be ({MAX_MEMBERS})")]
     Full(String),
     #[error("Failed to count the container among its pod's, in {path}")]
@@ -114,6 +116,8 @@ pub(crate) struct Membership {
     vmm: ProcessIdentity,
     /// Numbers the container in the VM; the sandbox itself has 0.
     number: u32,
+    /// Whether the sandbox was made as one.
+    has_room: bool,
     /// How many sources of mounts it has in the VM's shares.
     volumes: usize,
     /// Whether the guest's kernel counts memory by container: where it is interpreted, that would
@@ -126,6 +130,7 @@ pub(crate) struct Membership {
 pub(crate) enum Wanted {
     Alone,
     Sandbox,
+    /// In the VM of this container.
     Member {
         sandbox: Box<Seen>,
         counts_memory: bool,
@@ -158,22 +163,22 @@ impl Wanted {
             id: id.into(),
             source,
         })?;
-        match (&seen.record.role, seen.status()) {
-            (Role::Sandbox, Status::Created | Status::Running) => {
-                let vm = Client::connect(&seen.record.control_socket(), STATUS_TIMEOUT)
-                    .and_then(|mut vm| vm.request(Request::Status));
-                let vm = vm.map_err(PodError::Status)?;
-                Ok(Self::Member {
-                    counts_memory: vm.host_kind == HostKind::Hardware,
-                    sandbox: Box::new(seen),
-                })
-            }
-            (Role::Sandbox, _) => Err(PodError::NotRunning {
+        if !matches!(seen.status(), Status::Created | Status::Running) {
+            return Err(PodError::NotRunning {
                 id: id.into(),
                 status: seen.word(),
-            }),
-            _ => Err(PodError::NoPod(id.into())),
+            });
         }
+        if let Some(membership) = seen.record.role.membership() {
+            return Self::member(containers, &membership.sandbox);
+        }
+        let vm = Client::connect(&seen.record.control_socket(), STATUS_TIMEOUT)
+            .and_then(|mut vm| vm.request(Request::Status));
+        let vm = vm.map_err(PodError::Status)?;
+        Ok(Self::Member {
+            counts_memory: vm.host_kind == HostKind::Hardware,
+            sandbox: Box::new(seen),
+        })
     }
 
     /// A place for the container whose directory is `dir`, with `volumes` sources of mounts.
@@ -193,6 +198,7 @@ impl Wanted {
             runtime_dir: record.runtime_dir.clone(),
             vmm: record.vmm.ok_or(PodError::Ended)?,
             number: number.ok_or_else(|| PodError::Full(record.id.clone()))?,
+            has_room: record.role == Role::Sandbox,
             volumes,
             counts_memory,
         }))
@@ -214,6 +220,7 @@ impl Wanted {
                     start_ticks: 0,
                 },
                 number: MAX_MEMBERS,
+                has_room: sandbox.record.role == Role::Sandbox,
                 volumes: 0,
                 counts_memory: *counts_memory,
             }),
@@ -239,11 +246,16 @@ impl Role {
         }
     }
 
-    /// Where the root file system is in the share for it; empty for the share's own root.
-    pub(crate) fn root(&self) -> String {
+    /// The share in which its root file system is, and its name there; empty for the share's own
+    /// root.
+    pub(crate) fn root(&self) -> (&'static str, String) {
         match self {
-            Self::Alone => String::new(),
-            Self::Sandbox | Self::Member(_) => self.number().to_string(),
+            Self::Alone => (ROOT_TAG, String::new()),
+            Self::Sandbox => (ROOT_TAG, self.number().to_string()),
+            Self::Member(membership) => {
+                let (_, tag, name) = membership.root();
+                (tag, name)
+            }
         }
     }
 
@@ -281,6 +293,14 @@ impl Membership {
         format!("{}-{index}", self.number)
     }
 
+    /// Where its root file system is: the place and the tag of a share, and its name there.
+    fn root(&self) -> (usize, &'static str, String) {
+        match self.has_room {
+            true => (ROOT_SHARE, ROOT_TAG, self.number.to_string()),
+            false => (VOLUMES_SHARE, VOLUMES_TAG, format!("{}-root", self.number)),
+        }
+    }
+
     /// The VM's process; none if it has ended.
     fn vmm(&self) -> Result<Option<OwnedFd>, PodError> {
         self.vmm.open().map_err(PodError::Find)
@@ -294,12 +314,13 @@ impl Membership {
             vsock: self.vsock_socket(),
             vmm,
         };
+        let (share, _, name) = self.root();
         let root = CollectionEntry {
-            name: self.number.to_string(),
+            name,
             path: plan.root.clone(),
             read_only: false,
         };
-        shares::add(guest.vmm.as_fd(), ROOT_SHARE, &root)?;
+        shares::add(guest.vmm.as_fd(), share, &root)?;
         for volume in &plan.volumes {
             shares::add(guest.vmm.as_fd(), VOLUMES_SHARE, volume)?;
         }
@@ -327,10 +348,9 @@ impl Membership {
     pub(crate) fn leave(&self) -> Result<(), PodError> {
         if let Some(vmm) = self.vmm()? {
             self.end()?;
-            let names = [(ROOT_SHARE, ROOT_TAG, self.number.to_string())];
             let volumes = (0..self.volumes).map(|index| self.volume(index));
             let volumes = volumes.map(|name| (VOLUMES_SHARE, VOLUMES_TAG, name));
-            for (share, tag, path) in names.into_iter().chain(volumes) {
+            for (share, tag, path) in [self.root()].into_iter().chain(volumes) {
                 match shares::remove(vmm.as_fd(), share, &path) {
                     Err(_) if self.vmm()?.is_none() => break,
                     removed => removed?,
@@ -399,8 +419,7 @@ impl Peers {
         for seen in containers.list()? {
             let record = &seen.record;
             let is_peer = match &record.role {
-                Role::Alone => false,
-                Role::Sandbox => record.id == id,
+                Role::Alone | Role::Sandbox => record.id == id,
                 Role::Member(other) => other.sandbox == id,
             };
             if let Some(shim) = record.shim.filter(|_| is_peer && seen.alive) {
@@ -418,7 +437,7 @@ impl Peers {
     }
 }
 
-/// The sandbox of the pod of which a namespace is that the container is to join.
+/// The container of which a namespace is that another is to join.
 fn by_namespace(spec: &Spec, containers: &Containers) -> Result<Option<String>, PodError> {
     let namespaces = spec.linux().as_ref();
     let namespaces = namespaces
@@ -426,35 +445,17 @@ fn by_namespace(spec: &Spec, containers: &Containers) -> Result<Option<String>, 
         .into_iter()
         .flatten();
     let asked: Vec<_> = namespaces
-        .filter_map(|namespace| {
-            let pid = process_of(namespace.path().as_deref()?)?;
-            Some((namespace.typ(), pid))
-        })
+        .filter_map(|namespace| process_of(namespace.path().as_deref()?))
         .collect();
     if asked.is_empty() {
         return Ok(None);
     }
-    for seen in containers.list()? {
-        let record = &seen.record;
-        let Some(shim) = record.shim.filter(|_| seen.alive) else {
-            continue;
-        };
-        let mut asked = asked.iter().filter(|asked| asked.1 == shim.pid);
-        match &record.role {
-            // A network on the host can be shared without a VM.
-            Role::Alone => {
-                if asked.any(|asked| asked.0 != LinuxNamespaceType::Network) {
-                    return Err(PodError::NoPod(record.id.clone()));
-                }
-            }
-            Role::Sandbox if asked.next().is_some() => return Ok(Some(record.id.clone())),
-            Role::Member(member) if asked.next().is_some() => {
-                return Ok(Some(member.sandbox.clone()));
-            }
-            Role::Sandbox | Role::Member(_) => {}
-        }
-    }
-    Ok(None)
+    let all = containers.list()?;
+    let owner = all.into_iter().find(|seen| {
+        let shim = seen.record.shim.filter(|_| seen.alive);
+        shim.is_some_and(|shim| asked.contains(&shim.pid))
+    });
+    Ok(owner.map(|seen| seen.record.id))
 }
 
 /// The process whose namespace a path is: `/proc/PID/ns/KIND`.
@@ -528,7 +529,7 @@ mod tests {
 
     #[test]
     fn names_of_members_are_nobody_elses() {
-        let membership = |number| {
+        let membership = |number, has_room| {
             Role::Member(Membership {
                 sandbox: "s".into(),
                 runtime_dir: "/r".into(),
@@ -537,15 +538,20 @@ mod tests {
                     start_ticks: 1,
                 },
                 number,
+                has_room,
                 volumes: 2,
                 counts_memory: true,
             })
         };
-        let (one, eleven) = (membership(1), membership(11));
-        assert_eq!(
-            [Role::Alone.root(), Role::Sandbox.root(), one.root()],
-            ["", "0", "1"]
-        );
+        let (one, eleven) = (membership(1, true), membership(11, false));
+        for (role, tag, name) in [
+            (&Role::Alone, "rootfs", ""),
+            (&Role::Sandbox, "rootfs", "0"),
+            (&one, "rootfs", "1"),
+            (&eleven, "volumes", "11-root"),
+        ] {
+            assert_eq!(role.root(), (tag, name.to_owned()));
+        }
         assert_eq!(
             [Role::Sandbox.volume(1), one.volume(11), eleven.volume(1)],
             ["1", "1-11", "11-1"]

@@ -220,7 +220,7 @@ pub(crate) fn bundle_vm(
         Role::Sandbox => ShareConfig {
             // There is to be room for others.
             source: ShareSource::Collection(vec![CollectionEntry {
-                name: plan.role.root(),
+                name: plan.role.root().1,
                 path: plan.root.clone(),
                 read_only: false,
             }]),

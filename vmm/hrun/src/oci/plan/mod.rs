@@ -22,7 +22,7 @@ use agent_protocol::{ContainerId, Mount, Namespace, ProcessId, Source};
 use oci_spec::runtime::{Hooks, Process, Spec};
 use vmm::config::CollectionEntry;
 
-use crate::{template::Class, translate::ROOT_TAG};
+use crate::template::Class;
 
 use super::pod::Role;
 use mounts::Shared;
@@ -126,9 +126,10 @@ impl Plan {
         process.container = place.role.container();
         process.create_cwd = true;
         process.hooks = hooks::in_container(spec, place)?;
+        let (root_tag, root_name) = place.role.root();
         let container = agent_protocol::Container {
             id: place.role.container(),
-            root: Mount::new(Source::share(ROOT_TAG, place.role.root()), "/"),
+            root: Mount::new(Source::share(root_tag, root_name), "/"),
             hostname: hostname(spec, place.id),
             domainname: spec.domainname().clone().unwrap_or_default(),
             capabilities: process.capabilities.bounding,

@@ -25,7 +25,7 @@ fn planned(spec: &Value, role: &Role) -> Plan {
 
 fn member(counts_memory: bool) -> Role {
     let membership = json!({
-        "sandbox": "pod", "runtime_dir": "/run/pod", "number": 3, "volumes": 1,
+        "sandbox": "pod", "runtime_dir": "/run/pod", "number": 3, "has_room": true, "volumes": 1,
         "vmm": {"pid": 1, "start_ticks": 1}, "counts_memory": counts_memory,
     });
     Role::Member(serde_json::from_value::<Membership>(membership).unwrap())
