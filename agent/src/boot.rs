@@ -109,6 +109,10 @@ fn boot(started_us: u64) -> Result<(), BootError> {
 /// own first mount is not.
 fn leave_rootfs() -> rustix::io::Result<()> {
     mount::mount_bind("/", NEW_ROOT)?;
+    // Only the agent's own program is reached by the first mount from here on, as /proc/self/exe of
+    // a process that is about to become a container's: no path leads to running or writing it.
+    let sealed = MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
+    mount::mount_remount(c"/", MountFlags::BIND | sealed, c"")?;
     process::chdir(NEW_ROOT)?;
     mount::mount_move(".", "/")?;
     process::chroot(".")

@@ -18,7 +18,7 @@ use agent_protocol::{
 };
 use rustix::fs::{self, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount;
+use rustix::mount::{self, MoveMountFlags, OpenTreeFlags};
 use rustix::process::{self, Gid, Uid};
 use rustix::thread::{self, ThreadNameSpaceType};
 
@@ -477,18 +477,35 @@ pub(crate) fn start_first(
     bounding: u64,
 ) -> Result<(OwnedFd, Stack)> {
     let stdio = ends.for_process(devices);
-    let terminal = ends.terminal.as_deref();
+    let terminal = ends.terminal();
     let proc = devices.proc.as_fd();
     let _kept = launch.keep_score()?;
     let refused = twin.run(|| {
         if let Some(terminal) = terminal
-            && let Err(error) = mount::mount_bind(terminal, c"/dev/console")
+            && let Err(error) = mount_console(terminal)
         {
             return Refused::Prepare("mount the console", error.into());
         }
         launch.execute(stdio, terminal.is_some(), bounding, proc)
     });
     finish(twin, refused, launch)
+}
+
+/// Mounts a terminal on `/dev/console`. What is mounted on `/dev` may be hostile, so neither end is
+/// reached by a link: it would let a container have something else mounted, or elsewhere.
+fn mount_console(terminal: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    let find = |dir: BorrowedFd<'_>, name: &CStr, resolve| {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        fs::openat2(dir, name, flags, Mode::empty(), resolve)
+    };
+    let dev = find(fs::CWD, c"/dev", ResolveFlags::NO_MAGICLINKS)?;
+    let console = find(dev.as_fd(), c"console", ResolveFlags::NO_SYMLINKS)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = mount::open_tree(terminal, c"", flags)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    mount::move_mount(&tree, c"", &console, c"", flags)
 }
 
 /// Starts a further process in a container, next to its first, which is `init`; `agent` is the agent
@@ -502,7 +519,7 @@ pub(crate) fn start_further(
     stack: Option<Stack>,
 ) -> Result<(OwnedFd, Stack)> {
     let stdio = ends.for_process(&container.devices);
-    let terminal = ends.terminal.is_some();
+    let terminal = ends.terminal().is_some();
     let bounding = launch.rights.bounding();
     let _kept = launch.keep_score()?;
     let stack = stack

@@ -1,6 +1,5 @@
 //! The standard streams of a process: what it gets and what the agent keeps.
 
-use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use agent_protocol::{Stdio, Stream, WindowSize};
@@ -20,15 +19,15 @@ pub(crate) struct Ends {
     process: [Option<OwnedFd>; 3],
     /// For the agent.
     agent: Vec<(Stream, OwnedFd)>,
-    /// The terminal's place in `/dev/pts`.
-    pub(super) terminal: Option<CString>,
+    /// Whether it is a terminal that the process gets.
+    has_terminal: bool,
 }
 
 impl Ends {
     /// Makes pipes or a terminal, owned by the user so that `/dev/stdout` can be opened.
     pub(crate) fn new(stdio: Stdio, devices: &Devices, uid: Uid) -> Result<Self> {
         let ends = match stdio {
-            Stdio::Terminal(size) => Self::terminal(size, devices)?,
+            Stdio::Terminal(size) => Self::of_terminal(size, devices)?,
             Stdio::Pipes { stdin } => Self::pipes(stdin)?,
         };
         if uid != Uid::ROOT {
@@ -53,11 +52,11 @@ impl Ends {
         Ok(Self {
             process: [input, Some(out_writer), Some(err_writer)],
             agent,
-            terminal: None,
+            has_terminal: false,
         })
     }
 
-    fn terminal(size: WindowSize, devices: &Devices) -> Result<Self> {
+    fn of_terminal(size: WindowSize, devices: &Devices) -> Result<Self> {
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let master = fs::openat(&devices.pts, "ptmx", flags, Mode::empty())
             .map_err(preparing("open a terminal"))?;
@@ -65,11 +64,10 @@ impl Ends {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let slave = pty::ioctl_tiocgptpeer(&master, flags).map_err(preparing("open a terminal"))?;
         set_size(master.as_fd(), size).map_err(preparing("size a terminal"))?;
-        let name = pty::ptsname(&master, Vec::new()).map_err(preparing("name a terminal"))?;
         Ok(Self {
             process: [Some(slave), None, None],
             agent: vec![(Stream::Terminal, master)],
-            terminal: Some(name),
+            has_terminal: true,
         })
     }
 
@@ -86,18 +84,21 @@ impl Ends {
         Ok(Self {
             process: [Some(input), Some(output), Some(errors)],
             agent: Vec::new(),
-            terminal: None,
+            has_terminal: false,
         })
     }
 
     pub(super) fn for_process<'a>(&'a self, devices: &'a Devices) -> [BorrowedFd<'a>; 3] {
-        let default = match self.terminal {
-            Some(_) => self.process[0].as_ref().unwrap_or(&devices.null),
-            None => &devices.null,
-        };
+        let default = self.terminal().unwrap_or(devices.null.as_fd());
         self.process
             .each_ref()
-            .map(|end| end.as_ref().unwrap_or(default).as_fd())
+            .map(|end| end.as_ref().map_or(default, AsFd::as_fd))
+    }
+
+    /// The process's end of its terminal, if it has one.
+    pub(super) fn terminal(&self) -> Option<BorrowedFd<'_>> {
+        let end = self.process[0].as_ref().filter(|_| self.has_terminal)?;
+        Some(end.as_fd())
     }
 }
 
