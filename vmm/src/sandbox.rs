@@ -267,6 +267,8 @@ fn fill(share: &ShareConfig, root: BorrowedFd<'_>) -> rustix::io::Result<()> {
                 why @ (Errno::EXIST
                 | Errno::ISDIR
                 | Errno::LOOP
+                // A link whose target is in a directory that there is not.
+                | Errno::NOENT
                 | Errno::NOTDIR
                 | Errno::NXIO
                 | Errno::INVAL),
@@ -687,6 +689,7 @@ mod tests {
         // A hostile image.
         std::os::unix::fs::symlink(path("outside"), path("share/etc")).unwrap();
         std::os::unix::fs::symlink("../../../real", path("share/up")).unwrap();
+        std::os::unix::fs::symlink("/none/such", path("share/nowhere")).unwrap();
         let fifo = path("share/real/fifo");
         rustix::fs::mknodat(CWD, fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
         let file = |path: &str| SharedFile {
@@ -695,9 +698,15 @@ mod tests {
             mode: 0o640,
         };
         let shared = ShareConfig {
-            files: ["/etc/hostname", "/up/fifo", "/up/file", "/new/a/b"]
-                .map(file)
-                .to_vec(),
+            files: [
+                "/etc/hostname",
+                "/nowhere",
+                "/up/fifo",
+                "/up/file",
+                "/new/a/b",
+            ]
+            .map(file)
+            .to_vec(),
             directories: vec!["/proc".into(), "/real".into()],
             ..share("a", ShareSource::Directory(path("share")), false)
         };
