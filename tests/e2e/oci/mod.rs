@@ -1,5 +1,6 @@
 //! hrun in the place of runc: the command line that engines use, without an engine.
 
+mod cves;
 mod killed;
 mod pods;
 
@@ -45,8 +46,8 @@ pub(crate) fn tests() -> Vec<Test> {
     ];
     let without_vm = without_vm.map(Test::without_vm);
     let all = with_vm.into_iter().chain(without_vm);
-    let all = all.chain(killed::tests()).chain(pods::tests());
-    all.collect()
+    let all = all.chain(killed::tests()).chain(cves::tests());
+    all.chain(pods::tests()).collect()
 }
 
 /// A script that says "ready" and waits for TERM.
