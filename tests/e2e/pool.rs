@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use tests::{Case, Running, Test, eventually};
+use tests::{Case, Invocation, Running, Test, eventually};
 
 /// The class that `hrun run` asks for by default, as it is typed.
 const CLASS: &str = "1x256m";
@@ -43,7 +43,11 @@ pub(crate) fn tests() -> Vec<Test> {
 
 /// Starts a daemon and waits until it answers.
 fn serve(case: &Case, options: &[&str]) -> Result<Running> {
-    let daemon = case.hrun(["pool", "serve"]).args(options);
+    serve_by(case, case.hrun(["pool", "serve"]).args(options))
+}
+
+/// The same, with a command line of the caller's.
+pub(crate) fn serve_by(case: &Case, daemon: Invocation) -> Result<Running> {
     // As long as the longest test with it.
     let mut daemon = daemon.timeout(Duration::from_secs(3600)).spawn()?;
     let answers = || {
@@ -84,14 +88,14 @@ fn count_of(case: &Case, (cpus, mib): (u64, u64), name: &str) -> Result<u64> {
 }
 
 /// Waits until so many VMs wait. The first of them has a template made.
-fn wait_ready(case: &Case, wanted: u64) -> Result<()> {
+pub(crate) fn wait_ready(case: &Case, wanted: u64) -> Result<()> {
     eventually("VMs to be ready", Duration::from_secs(200), || {
         (count(case, "ready").ok()? == wanted).then_some(())
     })
     .with_context(|| format!("{:?}", status(case)))
 }
 
-fn end(daemon: Running) -> Result<()> {
+pub(crate) fn end(daemon: Running) -> Result<()> {
     daemon.signal(Signal::TERM)?;
     daemon.wait()?.exits(0)?;
     Ok(())

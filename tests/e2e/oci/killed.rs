@@ -1,6 +1,12 @@
 //! `kill -9` of everybody at every point of a container's life.
 
-use std::fs;
+mod guest;
+mod pool;
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use rustix::process::Signal;
@@ -16,7 +22,19 @@ pub(super) fn tests() -> Vec<Test> {
         whoever_is_killed_at_exec_leaves_nothing,
         whoever_is_killed_at_the_end_leaves_nothing,
     ]
-    .into()
+    .into_iter()
+    .chain(guest::tests())
+    .chain(pool::tests())
+    .collect()
+}
+
+/// Removes a container that somebody's end left in whatever state; nothing of it may remain. Gives
+/// how long that took.
+fn removed(bundle: &Bundle<'_>) -> Result<Duration> {
+    let started = Instant::now();
+    bundle.delete()?.exits(0)?;
+    bundle.is_gone()?;
+    Ok(started.elapsed())
 }
 
 /// Points at which `hrun` itself is killed, and those of the shim's, where its VM may be as well.
@@ -40,13 +58,23 @@ fn kill_everywhere(
     let all = command
         .map(|point| (point, true))
         .chain(shim.chain(vm).map(|point| (point, false)));
+    let mut times = Vec::new();
     for (point, is_commands) in all {
-        let tried = step(&point, is_commands)
-            .and_then(|()| bundle.delete()?.exits(0))
-            .and_then(|_| bundle.is_gone());
-        tried.with_context(|| format!("killed at {point}"))?;
+        let tried = step(&point, is_commands).and_then(|()| removed(bundle));
+        times.push(tried.with_context(|| format!("killed at {point}"))?);
     }
+    tell(&times);
     Ok(())
+}
+
+/// Says how long it took: no machine that tests run on has promised anything.
+fn tell(times: &[Duration]) {
+    let slowest = times.iter().max().unwrap_or(&Duration::ZERO);
+    eprintln!(
+        "killed at {} points; the slowest was gone after {} ms",
+        times.len(),
+        slowest.as_millis()
+    );
 }
 
 fn whoever_is_killed_at_create_leaves_nothing(case: &Case) -> Result<()> {

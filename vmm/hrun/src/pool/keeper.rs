@@ -32,7 +32,7 @@ use super::{
     protocol::{CloneOf, Refusal, Status},
     stock::{Loaded, ResizeError, Step, Stock, VmId, Waiting},
 };
-use crate::{poll, sandbox::Handles};
+use crate::{failpoint::reach, poll, sandbox::Handles};
 
 /// Longest description of what went wrong that is kept for the status, in bytes.
 const MAX_TROUBLE: usize = 300;
@@ -69,6 +69,7 @@ impl Keeper {
         // Whatever came of it: there may be something to do now.
         self.changed.notify_one();
         let Waiting { id, vm, .. } = claimed?;
+        reach("pool.taken", None);
         self.handed_out.borrow_mut().insert(id, class);
         match vm.process.into_handles() {
             // We are still its parent: `watch` takes note of its end.
@@ -132,7 +133,12 @@ impl Keeper {
 
     async fn load(self: &Rc<Self>, class: PoolClass) {
         let loader = Arc::clone(&self.loader);
+        // What takes the place of one that was handed out is another matter than the first ones.
+        let is_first = self.handed_out.borrow().is_empty();
+        let at = |first, next| reach(if is_first { first } else { next }, None);
+        at("pool.loading", "pool.refilling");
         let loaded = blocking(move || loader.load(class)).await;
+        at("pool.loaded", "pool.refilled");
         let loaded = loaded.and_then(|loaded| {
             let pidfd = loaded.vm.process.as_fd().try_clone_to_owned()?;
             // From here on its end is noticed.
@@ -203,6 +209,7 @@ impl Keeper {
         };
         let was_handed_out = self.handed_out.borrow_mut().remove(&id).is_some();
         if was_handed_out {
+            reach("pool.ended", None);
             reap(pidfd.get_ref());
             if self.handed_out.borrow().is_empty() {
                 self.stock.borrow_mut().nobody_runs();

@@ -17,7 +17,7 @@ use super::{
     log,
     protocol::{Answer, CloneOf, MAX_REQUEST, Request, line},
 };
-use crate::sandbox::Handles;
+use crate::{failpoint::reach, sandbox::Handles};
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 256;
@@ -85,10 +85,13 @@ async fn read_line(stream: &mut BufReader<UnixStream>) -> io::Result<Option<Vec<
 
 async fn carry_out(request: Request, keeper: &Keeper) -> Reply {
     match request {
-        Request::Claim { class, key } => match keeper.claim(class, &key) {
-            Ok((handles, of)) => Reply::Vm(handles, of),
-            Err(reason) => Reply::Line(Answer::None { reason }),
-        },
+        Request::Claim { class, key } => {
+            reach("pool.asked", None);
+            match keeper.claim(class, &key) {
+                Ok((handles, of)) => Reply::Vm(handles, of),
+                Err(reason) => Reply::Line(Answer::None { reason }),
+            }
+        }
         Request::Status => Reply::Line(Answer::Status(keeper.status())),
         Request::Resize { class, size } => match keeper.resize(class, size).await {
             Ok(()) => Reply::Line(Answer::Done),
@@ -117,7 +120,10 @@ async fn answer(stream: &mut UnixStream, reply: Reply) -> io::Result<()> {
                 handles.lifeline.as_fd(),
             ];
             let send = || Ok(handover::send(&*stream, &text, &fds)?);
-            stream.async_io(Interest::WRITABLE, send).await
+            reach("pool.handing", None);
+            stream.async_io(Interest::WRITABLE, send).await?;
+            reach("pool.handed", None);
+            Ok(())
         }
     }
 }
