@@ -29,14 +29,6 @@ pub(crate) fn features() -> Vec<Feature> {
     ]
 }
 
-/// Ends and removes what a feature left.
-pub(crate) fn clear(engine: &Engine) -> Result<Done> {
-    let _ = engine.run(&["tasks", "kill", "--signal", "KILL", "box"])?;
-    thread::sleep(Duration::from_millis(300));
-    engine.run(&["tasks", "rm", "--force", "box"])?;
-    engine.run(&["containers", "rm", "box"])
-}
-
 const PATIENT: &str = "trap 'exit 4' TERM; while :; do sleep 1; done";
 
 impl Engine {

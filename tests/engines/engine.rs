@@ -4,23 +4,16 @@ use std::{
     ffi::OsString,
     fmt, fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
-use tests::Built;
+use anyhow::{Context, Result};
+use tests::{Built, containerd::Containerd, daemon::Daemon};
 
 use crate::{
     Column,
     command::{self, Done},
     ctr, docker_like,
 };
-
-/// How long a daemon may take to answer, and to end.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The image that all of them run.
 pub(crate) const IMAGE: &str = "localhost/busybox:latest";
@@ -66,7 +59,8 @@ pub(crate) struct Engine {
     pub(crate) runtime: Runtime,
     hrun: PathBuf,
     dir: tempfile::TempDir,
-    daemons: Vec<Child>,
+    containerd: Option<Containerd>,
+    dockerd: Option<Daemon>,
 }
 
 impl Engine {
@@ -78,7 +72,8 @@ impl Engine {
             runtime,
             hrun: built.hrun(),
             dir,
-            daemons: Vec::new(),
+            containerd: None,
+            dockerd: None,
         };
         fs::create_dir(engine.path("docker"))?;
         fs::write(engine.path("docker/config.json"), "{}")?;
@@ -201,17 +196,18 @@ impl Engine {
     pub(crate) fn clear(&self) {
         // Whatever is left now is seen by the next feature.
         let _ = match self.kind {
-            Kind::Podman => self.run(&["rm", "--all", "--force", "--time", "0"]),
+            Kind::Podman => self
+                .run(&["rm", "--all", "--force", "--time", "0"])
+                .map(drop),
             Kind::Docker => self.run(&["ps", "-aq"]).and_then(|ids| {
                 let mut args = vec!["rm", "--force"];
                 args.extend(ids.stdout.split_whitespace());
                 if args.len() > 2 {
-                    self.run(&args)
-                } else {
-                    Ok(ids)
+                    self.run(&args)?;
                 }
+                Ok(())
             }),
-            Kind::Ctr => ctr::clear(self),
+            Kind::Ctr => self.containerd().and_then(|it| it.remove("box")),
         };
     }
 
@@ -234,20 +230,12 @@ impl Engine {
     }
 
     fn start_containerd(&mut self) -> Result<()> {
-        let config = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.snapshotter.v1.btrfs\", \
-             \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.devmapper\", \
-             \"io.containerd.snapshotter.v1.aufs\"]\n[grpc]\naddress = {:?}\n",
-            self.text("croot"),
-            self.text("cstate"),
-            self.text("c.sock")
-        );
-        fs::write(self.path("containerd.toml"), config)?;
-        let config = self.text("containerd.toml");
-        self.daemon("containerd", &["--config", &config])?;
-        let socket = self.text("c.sock");
-        self.answers("ctr", &["--address", &socket, "version"])
+        self.containerd = Some(Containerd::start(self.dir.path(), self.env())?);
+        Ok(())
+    }
+
+    fn containerd(&self) -> Result<&Containerd> {
+        self.containerd.as_ref().context("there is no containerd")
     }
 
     fn start_dockerd(&mut self) -> Result<()> {
@@ -258,7 +246,7 @@ impl Engine {
             self.text("droot"),
             self.text("dexec"),
             self.text("d.pid"),
-            self.text("c.sock"),
+            self.containerd()?.socket(),
         );
         let args = [
             "--data-root",
@@ -281,63 +269,31 @@ impl Engine {
             "--storage-driver",
             "overlay2",
         ];
-        self.daemon("dockerd", &args)?;
-        self.answers("docker", &["--host", &host, "version"])
-    }
-
-    fn daemon(&mut self, program: &str, args: &[&str]) -> Result<()> {
-        let log = fs::File::create(self.path(&format!("{program}.log")))?;
-        let child = Command::new(program)
-            .args(args)
-            .envs(self.env())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("Failed to start {program}"))?;
-        self.daemons.push(child);
+        let env = self.env();
+        let mut dockerd = Daemon::start("dockerd".as_ref(), &args, &env, self.dir.path())?;
+        let words = ["--host", &host, "version"];
+        dockerd.wait_until(|| Ok(command::run("docker", words, &env, "")?.code == 0))?;
+        self.dockerd = Some(dockerd);
         Ok(())
-    }
-
-    fn answers(&self, client: &str, args: &[&str]) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while Instant::now() < deadline {
-            if command::run(client, args, &self.env(), "")?.code == 0 {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(200));
-        }
-        bail!("it does not answer: see {}", self.dir.path().display());
     }
 
     /// Gives it the image.
     fn load(&self, layout: &Path) -> Result<()> {
-        let layout = layout.display().to_string();
+        let from = format!("oci:{}", layout.display());
         match self.kind {
             Kind::Podman => {
-                let loaded = self
-                    .run(&["pull", "--quiet", &format!("oci:{layout}")])?
-                    .exits(0)?;
+                let loaded = self.run(&["pull", "--quiet", &from])?.exits(0)?;
                 self.run(&["tag", loaded.stdout.trim(), IMAGE])?.exits(0)?;
             }
             Kind::Docker => {
                 let archive = self.text("docker.tar");
                 let to = format!("docker-archive:{archive}:{IMAGE}");
-                let words = ["copy", "--quiet", &format!("oci:{layout}"), &to];
+                let words = ["copy", "--quiet", &from, &to];
                 command::run("skopeo", words, &[], "")?.exits(0)?;
                 self.run(&["load", "--quiet", "--input", &archive])?
                     .exits(0)?;
             }
-            Kind::Ctr => {
-                let archive = self.text("oci.tar");
-                let words = ["--create", "--file", &archive, "--directory", &layout, "."];
-                command::run("tar", words, &[], "")?.exits(0)?;
-                let base = IMAGE.trim_end_matches(":latest");
-                let words = ["images", "import", "--base-name", base, &archive];
-                self.run(&words)?.exits(0)?;
-                let images = self.run(&["images", "ls", "--quiet"])?.exits(0)?;
-                ensure!(images.stdout.contains(IMAGE), "{}", images.describe());
-            }
+            Kind::Ctr => self.containerd()?.import(layout, IMAGE)?,
         }
         Ok(())
     }
@@ -346,17 +302,8 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.clear();
-        while let Some(mut daemon) = self.daemons.pop() {
-            if let Some(pid) = i32::try_from(daemon.id()).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::TERM);
-            }
-            let deadline = Instant::now() + PATIENCE;
-            while Instant::now() < deadline && matches!(daemon.try_wait(), Ok(None)) {
-                thread::sleep(Duration::from_millis(50));
-            }
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
+        self.dockerd = None;
+        self.containerd = None;
         // What engines have mounted there goes with our mount namespace, and must not be emptied.
         for line in fs::read_to_string("/proc/self/mounts")
             .unwrap_or_default()

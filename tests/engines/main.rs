@@ -5,7 +5,6 @@
 //! state in a temporary directory.
 #![forbid(unsafe_code)]
 
-mod command;
 mod ctr;
 mod docker_like;
 mod engine;
@@ -17,6 +16,7 @@ use std::{collections::BTreeMap, env, process::ExitCode};
 use anyhow::{Context, Result};
 use engine::{Engine, Kind, Runtime};
 use tests::Built;
+pub(crate) use tests::client as command;
 
 /// How a feature came out.
 #[derive(Debug, Clone)]

@@ -7,7 +7,10 @@
 
 mod built;
 mod case;
+pub mod client;
 mod command;
+pub mod containerd;
+pub mod daemon;
 mod leaks;
 pub mod memory;
 mod mount;
@@ -15,6 +18,7 @@ pub mod platforms;
 pub mod processes;
 mod proxy;
 mod registry;
+pub mod samples;
 mod suite;
 mod terminal;
 mod way;

@@ -8,12 +8,15 @@
 mod initramfs;
 mod peer;
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde::Serialize;
-use tests::Built;
+use tests::{
+    Built,
+    samples::{Samples, Summary, milliseconds},
+};
 
 use peer::{Guest, Peer};
 
@@ -46,10 +49,8 @@ struct Report {
 struct Measured {
     peer: &'static str,
     version: Option<String>,
-    median_ms: Option<f64>,
-    min_ms: Option<f64>,
-    max_ms: Option<f64>,
-    all_ms: Vec<f64>,
+    #[serde(flatten)]
+    times: Summary,
 }
 
 fn main() -> ExitCode {
@@ -74,7 +75,7 @@ fn run(options: &Options) -> Result<()> {
     };
     let peers = [Peer::hrun_vmm(&built), Peer::qemu()];
     let versions = peers.each_ref().map(Peer::version);
-    let mut times: [Vec<Duration>; 2] = Default::default();
+    let mut times: [Samples; 2] = Default::default();
     for round in 1..=options.rounds {
         for (index, peer) in peers.iter().enumerate() {
             if versions[index].is_none() {
@@ -94,11 +95,16 @@ fn run(options: &Options) -> Result<()> {
         .iter()
         .zip(versions)
         .zip(&times)
-        .map(|((peer, version), times)| measured(peer, version, times))
+        .map(|((peer, version), times)| Measured {
+            peer: peer.name(),
+            version,
+            times: times.summary(),
+        })
         .collect();
     let ratio = results[0]
+        .times
         .median_ms
-        .zip(results[1].median_ms)
+        .zip(results[1].times.median_ms)
         .map(|(ours, theirs)| ours / theirs);
     let report = Report {
         rounds: options.rounds,
@@ -118,34 +124,6 @@ fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn measured(peer: &Peer, version: Option<String>, times: &[Duration]) -> Measured {
-    let mut sorted: Vec<_> = times.iter().copied().map(milliseconds).collect();
-    sorted.sort_by(f64::total_cmp);
-    Measured {
-        peer: peer.name(),
-        version,
-        median_ms: median(&sorted),
-        min_ms: sorted.first().copied(),
-        max_ms: sorted.last().copied(),
-        all_ms: times.iter().copied().map(milliseconds).collect(),
-    }
-}
-
-fn median(sorted: &[f64]) -> Option<f64> {
-    let middle = sorted.len() / 2;
-    match sorted.len() {
-        0 => None,
-        length if length.is_multiple_of(2) => {
-            Some(f64::midpoint(sorted[middle - 1], sorted[middle]))
-        }
-        _ => Some(sorted[middle]),
-    }
-}
-
-fn milliseconds(time: Duration) -> f64 {
-    time.as_secs_f64() * 1000.0
-}
-
 fn print(report: &Report) {
     println!(
         "From start to reset, {} MiB, 1 CPU: {}",
@@ -156,7 +134,8 @@ fn print(report: &Report) {
         "", "median ms", "min ms", "max ms"
     );
     for result in &report.results {
-        match (result.median_ms, result.min_ms, result.max_ms) {
+        let times = &result.times;
+        match (times.median_ms, times.min_ms, times.max_ms) {
             (Some(median), Some(min), Some(max)) => {
                 println!("{:<10} {median:>10.1} {min:>10.1} {max:>10.1}", result.peer);
             }

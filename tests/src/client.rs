@@ -1,4 +1,4 @@
-//! Commands that end in time.
+//! Clients of engines, and other programs of the machine: they end in time.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -6,30 +6,61 @@ use std::{
     io::Write as _,
     process::{Command, Output, Stdio},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
-/// After so many seconds a command is ended.
-const SECONDS: &str = "150";
+/// After that a command is ended.
+const LIMIT: Duration = Duration::from_secs(150);
 
 /// How a command ended.
 #[derive(Debug)]
-pub(crate) struct Done {
+pub struct Done {
     line: String,
-    pub(crate) code: i32,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
+    /// Its exit status; -1 if a signal ended it.
+    pub code: i32,
+    /// What it wrote.
+    pub stdout: String,
+    /// What it wrote there.
+    pub stderr: String,
 }
 
 /// Runs a program, with `input` on its standard input.
-pub(crate) fn run<I>(program: &str, args: I, env: &[(&str, OsString)], input: &str) -> Result<Done>
+///
+/// # Errors
+///
+/// It could not be started, or nothing is known of its end.
+pub fn run<I>(program: &str, args: I, env: &[(&str, OsString)], input: &str) -> Result<Done>
+where
+    I: IntoIterator,
+    I::Item: AsRef<OsStr>,
+{
+    run_within(LIMIT, program, args, env, input)
+}
+
+/// The same with another limit, in whole seconds. It holds for what the program starts, too, if that
+/// stays in its process group.
+///
+/// # Errors
+///
+/// As of [`run`].
+pub fn run_within<I>(
+    limit: Duration,
+    program: &str,
+    args: I,
+    env: &[(&str, OsString)],
+    input: &str,
+) -> Result<Done>
 where
     I: IntoIterator,
     I::Item: AsRef<OsStr>,
 {
     let mut command = Command::new("timeout");
-    command.args(["--signal=KILL", SECONDS, program]).args(args);
+    let seconds = limit.as_secs().to_string();
+    command
+        .args(["--signal=KILL", &seconds, program])
+        .args(args);
     command.envs(env.iter().map(|(name, value)| (name, value)));
     let mut line = program.to_owned();
     for arg in command.get_args().skip(3) {
@@ -60,24 +91,40 @@ where
 }
 
 impl Done {
-    pub(crate) fn exits(self, code: i32) -> Result<Self> {
+    /// Has this exit status.
+    ///
+    /// # Errors
+    ///
+    /// It has another one.
+    pub fn exits(self, code: i32) -> Result<Self> {
         ensure!(self.code == code, "not status {code}: {}", self.describe());
         Ok(self)
     }
 
-    pub(crate) fn prints(self, text: &str) -> Result<Self> {
+    /// Has exactly this standard output.
+    ///
+    /// # Errors
+    ///
+    /// It has another one.
+    pub fn prints(self, text: &str) -> Result<Self> {
         ensure!(self.stdout == text, "not {text:?}: {}", self.describe());
         Ok(self)
     }
 
     /// Has these words somewhere in its standard output.
-    pub(crate) fn says(self, words: &[&str]) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// One is missing.
+    pub fn says(self, words: &[&str]) -> Result<Self> {
         let missing = words.iter().find(|word| !self.stdout.contains(**word));
         ensure!(missing.is_none(), "no {missing:?}: {}", self.describe());
         Ok(self)
     }
 
-    pub(crate) fn describe(&self) -> String {
+    /// All that is known of it, for messages.
+    #[must_use]
+    pub fn describe(&self) -> String {
         format!(
             "{}: status {}, stdout {:?}, stderr {:?}",
             self.line, self.code, self.stdout, self.stderr
