@@ -20,7 +20,10 @@ use rustix::{
 
 use crate::{
     config::CollectionEntry,
-    sandbox::{clone_mount, set_private, set_read_only, set_writable, share},
+    sandbox::{
+        mount::{clone_mount, set_private, set_read_only, set_writable},
+        share,
+    },
 };
 
 /// Failure to change what a VM that runs shares.
