@@ -1,6 +1,6 @@
 //! `linux`: namespaces, devices, kernel parameters, and what of the host cannot be had in a guest.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use agent_protocol::{ContainerId, Device, DeviceKind, Joined, Namespace, Propagation};
 use oci_spec::runtime::{
@@ -53,8 +53,6 @@ pub(super) fn empty() -> Linux {
 /// What namespaces the container has.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Namespaces {
-    /// The host's path of its network namespace.
-    pub(super) network: Option<PathBuf>,
     /// Those of others of its VM.
     pub(super) joined: Vec<Joined>,
 }
@@ -84,9 +82,6 @@ pub(super) fn namespaces(
         let Some(path) = namespace.path() else {
             continue;
         };
-        if kind == LinuxNamespaceType::Network {
-            namespaces.network = Some(path.clone());
-        }
         let shared = match kind {
             LinuxNamespaceType::Ipc => Some(Namespace::Ipc),
             LinuxNamespaceType::Uts => Some(Namespace::Uts),

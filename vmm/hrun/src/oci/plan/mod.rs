@@ -19,7 +19,7 @@ mod treatment;
 use std::path::{Path, PathBuf};
 
 use agent_protocol::{ContainerId, Mount, Namespace, ProcessId, Source};
-use oci_spec::runtime::{Hooks, Process, Spec};
+use oci_spec::runtime::{Process, Spec};
 use vmm::config::CollectionEntry;
 
 use crate::template::Class;
@@ -32,17 +32,11 @@ use refused::value;
 
 /// What an OCI bundle comes to: what the VM has and what the agent is asked for.
 #[derive(Debug)]
-#[allow(
-    dead_code,
-    reason = "some of it is for containers that share a VM, and some the shim has from the bundle"
-)]
 pub(crate) struct Plan {
     /// vCPUs and memory of the guest.
     pub(crate) class: Class,
     /// The directory of the host that is the root file system, absolute.
     pub(crate) root: PathBuf,
-    /// Whether the container may not write to it.
-    pub(crate) root_read_only: bool,
     /// Directories that the container needs in it: made on the host, which takes microseconds.
     pub(crate) directories: Vec<PathBuf>,
     /// Sources of bind mounts, named by their numbers.
@@ -51,14 +45,8 @@ pub(crate) struct Plan {
     /// The first process, with the hooks that run in the container. Without a terminal it has
     /// standard input.
     pub(crate) process: agent_protocol::Process,
-    /// All hooks; those that run in the container are in the process already.
-    pub(crate) hooks: Hooks,
-    /// The network namespace that the container is to be in, if the engine has made one.
-    pub(crate) netns: Option<PathBuf>,
     /// What the container is to its VM.
     pub(crate) role: Role,
-    /// Where on the host the container is to be accounted for.
-    pub(crate) cgroups_path: Option<PathBuf>,
     /// What is harmless to leave out, for the log.
     pub(crate) warnings: Vec<String>,
 }
@@ -89,7 +77,7 @@ impl Plan {
             .root()
             .as_ref()
             .ok_or(Refused::Missing { property: "root" })?;
-        let root_read_only = root.readonly().unwrap_or(false);
+        let read_only = root.readonly().unwrap_or(false);
         let root = place.bundle.join(text("root.path", root.path())?);
         let first = first_process(spec)?;
         let empty;
@@ -140,22 +128,18 @@ impl Plan {
             files: Vec::new(),
             devices: linux::devices(linux, &mut warnings)?,
             cgroup: limits.cgroup,
-            read_only: root_read_only,
+            read_only,
             propagation: linux::root_propagation(linux)?,
-            joined: namespaces.joined.clone(),
+            joined: namespaces.joined,
         };
         Ok(Self {
             class: limits.class,
             root,
-            root_read_only,
             directories: mounts.directories(&process.cwd),
             volumes: mounts.volumes,
             container,
             process,
-            hooks: spec.hooks().clone().unwrap_or_default(),
-            netns: namespaces.network,
             role: place.role.clone(),
-            cgroups_path: linux.cgroups_path().clone(),
             warnings,
         })
     }

@@ -8,18 +8,17 @@ fn planned(pointer: &str, value: Value) -> Plan {
 }
 
 #[test]
-fn paths_parameters_and_the_cgroup_are_passed_on() {
+fn paths_and_parameters_are_passed_on() {
     let mut spec = least();
     spec["linux"] = json!({
         "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"],
-        "sysctl": {"b": "2", "a": "1"}, "cgroupsPath": "/user/box",
+        "sysctl": {"b": "2", "a": "1"},
     });
     let found = plan(&spec).unwrap();
     assert_eq!(found.container.masked_paths, ["/proc/kcore"]);
     assert_eq!(found.container.readonly_paths, ["/proc/sys"]);
     let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     assert_eq!(found.container.sysctls, [pair("a", "1"), pair("b", "2")]);
-    assert_eq!(found.cgroups_path.unwrap().to_str(), Some("/user/box"));
     assert!(plan(&least()).unwrap().container.masked_paths.is_empty());
 }
 
@@ -28,7 +27,7 @@ fn new_namespaces_are_what_a_guest_has() {
     let all = ["pid", "network", "ipc", "uts", "mount", "cgroup", "time"]
         .map(|kind| json!({"type": kind}));
     let found = planned("/linux/namespaces", json!(all));
-    assert_eq!((found.netns, found.container.joined), (None, Vec::new()));
+    assert!(found.container.joined.is_empty());
     assert!(found.warnings.is_empty());
     let few = planned("/linux/namespaces", json!([{"type": "mount"}]));
     assert_eq!(few.warnings.len(), 3, "{:?}", few.warnings);
@@ -42,7 +41,6 @@ fn namespaces_of_others_are_the_networks_or_those_of_the_vm() {
         {"type": "pid"},
     ]);
     let found = planned("/linux/namespaces", list);
-    assert_eq!(found.netns.unwrap().to_str(), Some("/run/netns/box"));
     let joined = Joined {
         namespace: Namespace::Ipc,
         container: ContainerId(7),
