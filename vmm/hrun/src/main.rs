@@ -33,6 +33,7 @@ mod seccomp;
 mod session;
 mod signals;
 mod spec;
+mod state_file;
 mod table;
 mod template;
 mod terminal;

@@ -2,8 +2,7 @@
 //! at all.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -11,12 +10,13 @@ use image::Instruction;
 use serde::{Deserialize, Serialize};
 
 use super::Id;
-use crate::process::ProcessIdentity;
+use crate::{
+    process::ProcessIdentity,
+    state_file::{self, Durable},
+};
 
 /// Version of the file. A record of another version is left alone.
 const VERSION: u32 = 1;
-const FILE: &str = "state.json";
-const NEW_FILE: &str = "state.json.new";
 
 /// A container, as written down.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,15 +95,7 @@ pub(crate) struct NewRecord {
 }
 
 /// What the directory of a container holds for a record.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Found {
-    /// This one.
-    Record(Box<Record>),
-    /// None: the container was never completed, or is being removed.
-    Nothing,
-    /// One that this hrun cannot read.
-    Unreadable,
-}
+pub(crate) type Found = state_file::Found<Record>;
 
 impl Record {
     pub(crate) fn new(
@@ -146,39 +138,23 @@ impl Record {
 
     /// Writes it into the container's directory: after a crash there is the old one or the new.
     pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
-        let new = dir.join(NEW_FILE);
-        let mut file = File::create(&new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
         // Who asked for --rm wants nothing back after a power cut: no need to wait for the disk.
-        if !self.auto_remove {
-            file.sync_all()?;
-        }
-        fs::rename(&new, dir.join(FILE))?;
-        if !self.auto_remove {
-            File::open(dir)?.sync_all()?;
-        }
-        Ok(())
+        let durable = if self.auto_remove {
+            Durable::No
+        } else {
+            Durable::Yes
+        };
+        state_file::write(dir, self, durable)
     }
 
     /// Reads the record of a container's directory.
     pub(crate) fn read(dir: &Path) -> io::Result<Found> {
-        let json = match fs::read(dir.join(FILE)) {
-            Ok(json) => json,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
-            Err(error) => return Err(error),
-        };
-        Ok(match serde_json::from_slice::<Self>(&json) {
-            Ok(record) if record.version == VERSION => Found::Record(Box::new(record)),
-            _ => Found::Unreadable,
-        })
+        state_file::read(dir, |record: &Self| record.version == VERSION)
     }
 
     /// Takes the record away: what is left of the container is then garbage.
     pub(crate) fn erase(dir: &Path) -> io::Result<()> {
-        match fs::remove_file(dir.join(FILE)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        state_file::erase(dir)
     }
 }
 
@@ -217,26 +193,11 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_while_writing_leaves_the_old_record() {
+    fn one_of_another_version_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let record = Record::sample();
-        record.write(dir.path()).unwrap();
-        fs::write(dir.path().join(NEW_FILE), b"{\"versi").unwrap();
-        assert_eq!(read(dir.path()), record);
-        record.write(dir.path()).unwrap();
-        assert!(!dir.path().join(NEW_FILE).exists());
-    }
-
-    #[test]
-    fn no_record_and_a_foreign_one_are_told_apart() {
-        let dir = tempfile::tempdir().unwrap();
-        assert_eq!(Record::read(dir.path()).unwrap(), Found::Nothing);
         let mut foreign = Record::sample();
         foreign.version += 1;
         foreign.write(dir.path()).unwrap();
         assert_eq!(Record::read(dir.path()).unwrap(), Found::Unreadable);
-        Record::erase(dir.path()).unwrap();
-        Record::erase(dir.path()).unwrap();
-        assert_eq!(Record::read(dir.path()).unwrap(), Found::Nothing);
     }
 }

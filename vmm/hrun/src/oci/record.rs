@@ -2,20 +2,20 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{cgroup::Groups, pod::Role};
-use crate::process::ProcessIdentity;
+use crate::{
+    process::ProcessIdentity,
+    state_file::{self, Durable, Found},
+};
 
 /// Version of the file.
 const VERSION: u32 = 1;
-const FILE: &str = "state.json";
-const NEW_FILE: &str = "state.json.new";
 
 /// The version of the OCI runtime specification that states follow.
 pub(crate) const OCI_VERSION: &str = "1.2.0";
@@ -131,25 +131,23 @@ impl Record {
 
     /// Writes it into the container's directory: there is always the old one or the new.
     pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
-        let new = dir.join(NEW_FILE);
-        File::create(&new)?.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(&new, dir.join(FILE))
+        // After a power cut none of the processes is there that it is about.
+        state_file::write(dir, self, Durable::No)
     }
 
     /// Reads the record of a container's directory; none if it never came to one, or if another
     /// hrun wrote it.
     pub(crate) fn read(dir: &Path) -> io::Result<Option<Self>> {
-        let json = match fs::read(dir.join(FILE)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            read => read?,
-        };
-        let record = serde_json::from_slice::<Self>(&json).ok();
-        Ok(record.filter(|record| record.version == VERSION))
+        let found = state_file::read(dir, |record: &Self| record.version == VERSION)?;
+        Ok(match found {
+            Found::Record(record) => Some(*record),
+            Found::Nothing | Found::Unreadable => None,
+        })
     }
 
     /// Whether there is a container in this directory.
     pub(crate) fn exists(dir: &Path) -> bool {
-        dir.join(FILE).exists()
+        state_file::exists(dir)
     }
 }
 
@@ -184,8 +182,6 @@ mod tests {
             record.write(dir.path()).unwrap();
             assert_eq!(Record::read(dir.path()).unwrap().unwrap(), record);
         }
-        fs::write(dir.path().join(NEW_FILE), "{").unwrap();
-        assert_eq!(Record::read(dir.path()).unwrap().unwrap(), record);
     }
 
     #[test]
