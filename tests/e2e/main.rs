@@ -4,6 +4,7 @@
 //! forms run: 100 starts instead of 20, 64 MiB through a pipe instead of 8.
 #![forbid(unsafe_code)]
 
+mod attach;
 mod bench;
 mod bundles;
 mod cleanup;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         signals::tests(),
         exec::tests(),
         life::tests(),
+        attach::tests(),
         oci::tests(),
         bundles::tests(),
         terminal::tests(),

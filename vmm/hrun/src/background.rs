@@ -15,9 +15,11 @@ use std::{
     os::{fd::OwnedFd, unix::process::CommandExt},
     path::PathBuf,
     process::{Command, Stdio},
+    time::Instant,
 };
 
 use rustix::{
+    event::{PollFd, PollFlags},
     fs::{Mode, OFlags, open},
     pipe::{PipeFlags, pipe_with},
     process::{chdir, setsid},
@@ -25,7 +27,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{exit, hint, table};
+use crate::{exit, hint, poll, table};
 
 /// Longest report, in bytes.
 const MAX_REPORT: u64 = 64 << 10;
@@ -61,12 +63,49 @@ enum Report {
     Failed(Failed),
 }
 
+/// A process in the background that has not said yet whether it has begun its work.
+#[derive(Debug)]
+pub(crate) struct Beginning {
+    report: File,
+}
+
+impl Beginning {
+    /// Whether it has said so, or ended.
+    pub(crate) fn has_ended(&self) -> Result<bool, BackgroundError> {
+        let mut fds = [PollFd::new(&self.report, PollFlags::IN)];
+        poll::wait(&mut fds, Some(Instant::now())).map_err(BackgroundError::Read)
+    }
+
+    /// Waits until it has.
+    pub(crate) fn wait(self) -> Result<(), BackgroundError> {
+        let mut line = String::new();
+        self.report
+            .take(MAX_REPORT)
+            .read_to_string(&mut line)
+            .map_err(BackgroundError::Read)?;
+        match serde_json::from_str(&line) {
+            Ok(Report::Started) => Ok(()),
+            Ok(Report::Failed(failed)) => Err(failed.into()),
+            Err(_) => Err(BackgroundError::Silent),
+        }
+    }
+}
+
 /// Starts this program in the background and waits until it has begun its work.
 pub(crate) fn spawn(
     args: impl IntoIterator<Item = OsString>,
     stdin: impl Into<Stdio>,
     keep: impl Fn(&OsStr) -> bool,
 ) -> Result<(), BackgroundError> {
+    begin(args, stdin, keep)?.wait()
+}
+
+/// Starts this program in the background.
+pub(crate) fn begin(
+    args: impl IntoIterator<Item = OsString>,
+    stdin: impl Into<Stdio>,
+    keep: impl Fn(&OsStr) -> bool,
+) -> Result<Beginning, BackgroundError> {
     let prepare = |error: rustix::io::Errno| BackgroundError::Prepare(error.into());
     let (report, theirs) = pipe_with(PipeFlags::CLOEXEC).map_err(prepare)?;
     // The name in its own right, if nobody replaced the file meanwhile.
@@ -86,16 +125,9 @@ pub(crate) fn spawn(
     // It holds our copy of their end.
     drop(command);
     spawned.map_err(|source| BackgroundError::Spawn { path, source })?;
-    let mut line = String::new();
-    File::from(report)
-        .take(MAX_REPORT)
-        .read_to_string(&mut line)
-        .map_err(BackgroundError::Read)?;
-    match serde_json::from_str(&line) {
-        Ok(Report::Started) => Ok(()),
-        Ok(Report::Failed(failed)) => Err(failed.into()),
-        Err(_) => Err(BackgroundError::Silent),
-    }
+    Ok(Beginning {
+        report: report.into(),
+    })
 }
 
 /// The environment without the user's own variables, which may hold his secrets.

@@ -10,8 +10,8 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        bench, commit, diff, exec, export, image, inspect, kill, life, login, logs, pool, ps, pull,
-        push, rm, run, shim, system, template,
+        attach, bench, commit, create, diff, exec, export, image, inspect, kill, life, login, logs,
+        pool, ps, pull, push, rm, run, shim, system, template,
     },
     exit,
 };
@@ -24,6 +24,7 @@ Examples:
   hrun run -it --rm busybox sh         Have a shell there
   hrun run -d --name web app           Have one in the background
   hrun exec -it web sh                 Look into it
+  hrun attach web                      Have its streams here
   hrun busybox echo hi                 The same as hrun run busybox echo hi
   hrun commit box tools:1              Make an image of what a container has become
   hrun push registry.example/tools:1   Bring an image to a registry
@@ -65,9 +66,12 @@ pub(crate) enum Command {
     Run(Box<run::RunArgs>),
     /// Run a further command in a container that runs
     Exec(exec::ExecArgs),
-    /// Start containers that have ended, in the background
-    #[command(after_help = "Examples:\n  hrun start web\n  hrun start $(hrun ps -aq)")]
-    Start(life::NamesArgs),
+    /// Make a container that is started later
+    Create(Box<create::CreateArgs>),
+    /// Attach to the standard streams of a container in the background
+    Attach(attach::AttachArgs),
+    /// Start containers that were made or have ended, in the background
+    Start(life::StartArgs),
     /// Ask containers to end, and end them when their time is up
     Stop(kill::StopArgs),
     /// Stop containers and start them again
@@ -256,7 +260,10 @@ mod tests {
         let invocation = parse("hrun busybox ps -a").unwrap();
         assert_eq!(invocation.implied_run.as_deref(), Some("busybox"));
         assert!(invocation.is_run());
-        assert_eq!(run("hrun busybox ps -a").words, ["busybox", "ps", "-a"]);
+        assert_eq!(
+            run("hrun busybox ps -a").container.words,
+            ["busybox", "ps", "-a"]
+        );
         assert_eq!(parse("hrun ps -a").unwrap().implied_run, None);
         assert!(parse("hrun help").is_err());
     }
@@ -264,17 +271,19 @@ mod tests {
     #[test]
     fn options_behind_the_image_belong_to_the_command() {
         let args = run("hrun run -it busybox sh -i --rm -c x");
+        let args = args.container;
         assert!(args.interactive && args.tty && !args.rm);
         assert_eq!(args.words, ["busybox", "sh", "-i", "--rm", "-c", "x"]);
-        let args = run("hrun run busybox --help");
+        let args = run("hrun run busybox --help").container;
         assert_eq!(args.words, ["busybox", "--help"]);
-        let args = run("hrun run busybox -- x");
+        let args = run("hrun run busybox -- x").container;
         assert_eq!(args.words, ["busybox", "--", "x"]);
     }
 
     #[test]
     fn short_options_are_dockers() {
-        let args = run("hrun run -h box -w /tmp -u me -e A=1 -e B -v /a:/b:ro -m 64m busybox");
+        let args =
+            run("hrun run -h box -w /tmp -u me -e A=1 -e B -v /a:/b:ro -m 64m busybox").container;
         assert_eq!(args.hostname.as_deref(), Some("box"));
         assert_eq!(args.workdir.as_deref(), Some("/tmp"));
         assert_eq!(args.user.as_deref(), Some("me"));
@@ -301,9 +310,15 @@ mod tests {
     #[test]
     fn what_is_missing_is_pulled_unless_told_otherwise() {
         use pull::When;
-        assert_eq!(run("hrun run busybox").pull, When::Missing);
-        assert_eq!(run("hrun run --pull never busybox").pull, When::Never);
-        assert_eq!(run("hrun run --pull=always busybox").pull, When::Always);
+        assert_eq!(run("hrun run busybox").container.pull, When::Missing);
+        assert_eq!(
+            run("hrun run --pull never busybox").container.pull,
+            When::Never
+        );
+        assert_eq!(
+            run("hrun run --pull=always busybox").container.pull,
+            When::Always
+        );
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use agent_protocol::Failure;
 
 use crate::{
+    attach::WatchError,
     background,
     commands::{bench, run::ImageOrCommand},
     oci,
@@ -38,6 +39,9 @@ pub(crate) fn status_of(error: &anyhow::Error, for_run: bool) -> u8 {
             return status;
         }
         if let Some(bench::Interrupted(signal)) = cause.downcast_ref() {
+            return signaled(*signal);
+        }
+        if let Some(WatchError::Interrupted(signal)) = cause.downcast_ref() {
             return signaled(*signal);
         }
         match cause.downcast_ref() {

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod attach;
 mod background;
 mod bench;
 mod cgroup;

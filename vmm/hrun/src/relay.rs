@@ -21,6 +21,7 @@ use rustix::{
 
 use crate::{
     agent::{ConnectError, acknowledgement},
+    attach::Audience,
     log::{Log, LogStream},
     poll,
     timeline::Timeline,
@@ -55,8 +56,8 @@ pub(crate) enum Streams {
 pub(crate) enum Output {
     /// To our own standard streams.
     Stdio,
-    /// Into a log.
-    Log(Arc<Log>),
+    /// Into a log, and to those who watch.
+    Kept(Arc<Log>, Arc<Audience>),
     /// Nowhere.
     Discard,
 }
@@ -64,7 +65,11 @@ pub(crate) enum Output {
 /// Where one stream goes.
 enum Sink<'a> {
     Fd(BorrowedFd<'a>),
-    Log(LogStream),
+    Kept {
+        log: LogStream,
+        audience: Arc<Audience>,
+        is_error: bool,
+    },
     Discard,
 }
 
@@ -72,8 +77,13 @@ impl Sink<'_> {
     fn write_all(&mut self, bytes: &[u8]) -> Result<(), Errno> {
         match self {
             Self::Fd(fd) => write_all(*fd, bytes),
-            Self::Log(log) => {
+            Self::Kept {
+                log,
+                audience,
+                is_error,
+            } => {
                 log.write(bytes);
+                audience.say(*is_error, bytes);
                 Ok(())
             }
             Self::Discard => Ok(()),
@@ -133,7 +143,11 @@ impl Relay {
             };
             let sink = match to {
                 Output::Stdio => Sink::Fd(own),
-                Output::Log(log) => Sink::Log(LogStream::new(Arc::clone(log), name)),
+                Output::Kept(log, audience) => Sink::Kept {
+                    log: LogStream::new(Arc::clone(log), name),
+                    audience: Arc::clone(audience),
+                    is_error: stream == ERROR,
+                },
                 Output::Discard => Sink::Discard,
             };
             let running = running.try_clone()?;
@@ -153,6 +167,8 @@ impl Relay {
             Streams::Terminal { stream, input } => {
                 if input {
                     spawn_input(stream.try_clone()?, false)?;
+                } else if let Output::Kept(_, audience) = to {
+                    audience.connect_input(stream.try_clone()?, true)?;
                 }
                 output(OUTPUT, stream)?;
             }
@@ -163,6 +179,11 @@ impl Relay {
             } => {
                 match (stdin, to) {
                     (Some(stdin), Output::Stdio) => spawn_input(stdin, true)?,
+                    (Some(stdin), Output::Kept(_, audience)) => {
+                        // Ours stays open when the audience is done with its own.
+                        open_input = Some(stdin.try_clone()?);
+                        audience.connect_input(stdin, false)?;
+                    }
                     (stdin, _) => open_input = stdin,
                 }
                 output(OUTPUT, stdout)?;
@@ -264,7 +285,7 @@ fn pump_out(
 }
 
 /// Reads some bytes. Somebody we share the descriptor with may have made it non-blocking.
-fn read_patiently(from: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+pub(crate) fn read_patiently(from: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
     loop {
         match rustix::io::read(from, &mut *buffer) {
             Err(Errno::INTR) => {}
@@ -275,7 +296,7 @@ fn read_patiently(from: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errn
 }
 
 /// Writes all bytes, likewise.
-fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
+pub(crate) fn write_all(to: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::write(to, bytes) {
             Ok(length) => bytes = &bytes[length..],

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     cli::Format,
-    container::{Containers, Record, Status, now},
+    container::{Containers, Record, now},
     dirs::Dirs,
     exit, hint,
     options::{limits, size},
@@ -281,14 +281,12 @@ fn rm_one(dirs: &Dirs, store: &Store, name: &str, force: bool) -> anyhow::Result
     if image.names.len() <= 1 || (force && !is_name(&image, name)) {
         let id = image.id.to_string();
         let records = Containers::open(dirs)?.list()?;
-        let holds = |record: &&Record| {
-            record.image_id == id && !(force && matches!(record.status, Status::Exited { .. }))
-        };
+        let holds = |record: &&Record| record.image_id == id && !(force && record.status.rests());
         if let Some(record) = records.iter().find(holds) {
             bail!(hint::ImageInUse {
                 image: name.into(),
                 container: record.name.clone(),
-                runs: !matches!(record.status, Status::Exited { .. }),
+                runs: !record.status.rests(),
             });
         }
     }

@@ -123,7 +123,7 @@ fn state(record: &Record, paused: bool) -> Value {
         .started
         .map_or_else(|| NEVER.into(), time::format_seconds);
     let (pid, code, finished) = match &record.status {
-        Status::Created => (0, Some(0), None),
+        Status::Making | Status::Created => (0, Some(0), None),
         Status::Running { vmm } => (vmm.pid, Some(0), None),
         Status::Exited { code, finished } => (0, *code, Some(*finished)),
     };

@@ -3,13 +3,37 @@
 
 use anyhow::{Context, bail};
 
-use super::{diff::image_of, exec, exec::ExecArgs, for_each, image::open_store, kill, shim};
+use super::{
+    attach, attach::HoldArgs, diff::image_of, exec, exec::ExecArgs, for_each, image::open_store,
+    kill, shim,
+};
 use crate::{
     container::{Containers, Record},
     dirs::Dirs,
     host,
     timeline::Timeline,
 };
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  hrun start web
+  hrun start $(hrun ps -aq)
+  hrun start -a job                 See what it says; the exit status is its own
+  echo hello | hrun start -ai sum   Give it something to read as well")]
+pub(crate) struct StartArgs {
+    /// Stay with the container, and show what it says
+    #[arg(short, long)]
+    attach: bool,
+    /// Pass standard input on to it, if it was made with -i; stay as well
+    #[arg(short, long)]
+    interactive: bool,
+    #[command(flatten)]
+    hold: HoldArgs,
+    /// Names or identifiers, which may be shortened
+    #[arg(required = true, value_name = "CONTAINER")]
+    containers: Vec<String>,
+}
 
 /// Containers, and nothing else to say.
 #[derive(Debug, clap::Args)]
@@ -100,13 +124,33 @@ pub(crate) fn rename(args: &RenameArgs) -> anyhow::Result<()> {
     Ok(open()?.rename(&args.container, &args.name)?)
 }
 
-/// Starts containers that have ended, in the background. One that runs is left alone.
-pub(crate) fn start(args: &NamesArgs) -> anyhow::Result<()> {
+/// Starts containers that wait or have ended, in the background. One that runs is left alone.
+pub(crate) fn start(args: &StartArgs) -> anyhow::Result<u8> {
     host::require_root()?;
     let containers = open()?;
+    if args.attach || args.interactive {
+        return start_here(&containers, args);
+    }
     for_each(&args.containers, |wanted| {
         let record = containers.find(wanted)?;
         start_one(&containers, &record)
+    })?;
+    Ok(0)
+}
+
+/// Starts a container in the background and attaches to it.
+fn start_here(containers: &Containers, args: &StartArgs) -> anyhow::Result<u8> {
+    let [wanted] = args.containers.as_slice() else {
+        bail!("Nobody can attach to several containers at once: name one, or start without -a, -i");
+    };
+    let record = containers.find(wanted)?;
+    let config = containers.config(&record)?;
+    check_start(containers, &record)?;
+    let Some(container) = containers.reopen(&record)? else {
+        return attach::attach(containers, &record, wanted, args.interactive, &args.hold);
+    };
+    attach::attach_to_start(&record, &config, args.interactive, &args.hold, || {
+        shim::begin(container, None, true)
     })
 }
 
@@ -125,15 +169,20 @@ pub(crate) fn restart(args: &RestartArgs) -> anyhow::Result<()> {
 }
 
 fn start_one(containers: &Containers, record: &Record) -> anyhow::Result<()> {
-    // What is missing is told here.
-    containers.config(record)?;
-    host::require_kvm()?;
-    let store = open_store(&Dirs::from_env()?)?;
-    image_of(&store, record)?;
+    check_start(containers, record)?;
     match containers.reopen(record)? {
         Some(container) => shim::spawn(container, None),
         None => Ok(()),
     }
+}
+
+/// Tells what is missing here, not in the background.
+fn check_start(containers: &Containers, record: &Record) -> anyhow::Result<()> {
+    containers.config(record)?;
+    host::require_kvm()?;
+    let store = open_store(&Dirs::from_env()?)?;
+    image_of(&store, record)?;
+    Ok(())
 }
 
 /// Shows the processes of a container.

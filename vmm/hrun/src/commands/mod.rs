@@ -1,8 +1,10 @@
 //! The commands, one file each.
 
+pub(crate) mod attach;
 pub(crate) mod bench;
 pub(crate) mod commit;
 mod completions;
+pub(crate) mod create;
 pub(crate) mod diff;
 mod doctor;
 pub(crate) mod exec;
@@ -38,8 +40,10 @@ use crate::{
 pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Result<u8> {
     match invocation.command {
         Command::Run(args) => run::execute(&args, invocation.implied_run.as_deref(), timeline),
+        Command::Create(args) => done(create::execute(&args)),
+        Command::Attach(args) => attach::execute(&args),
         Command::Exec(args) => exec::execute(&args, timeline),
-        Command::Start(args) => done(life::start(&args)),
+        Command::Start(args) => life::start(&args),
         Command::Stop(args) => done(kill::stop(&args)),
         Command::Restart(args) => done(life::restart(&args)),
         Command::Kill(args) => done(kill::kill(&args)),

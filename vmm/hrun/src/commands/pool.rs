@@ -237,8 +237,8 @@ mod tests {
         };
         let args = serve("hrun pool serve");
         let asked_for = Class {
-            cpus: run::cpus(&run.cpus).unwrap(),
-            memory: run::memory(&run.memory).unwrap(),
+            cpus: run::cpus(&run.container.cpus).unwrap(),
+            memory: run::memory(&run.container.memory).unwrap(),
         };
         assert_eq!(args.classes, [asked_for]);
         assert_eq!((args.size, args.memory_limit), (4, None));

@@ -151,7 +151,7 @@ pub(crate) fn execute(args: &PsArgs) -> anyhow::Result<()> {
     let containers: Vec<(Record, bool)> = Containers::open(&Dirs::from_env()?)?
         .list()?
         .into_iter()
-        .filter(|record| all || !matches!(record.status, Status::Exited { .. }))
+        .filter(|record| all || !record.status.rests())
         .map(|record| {
             let paused = record.is_paused();
             (record, paused)
@@ -243,7 +243,7 @@ fn command(words: &[String], whole: bool) -> String {
 
 fn status(record: &Record, paused: bool, now: u64) -> String {
     match &record.status {
-        Status::Created => "Created".into(),
+        Status::Making | Status::Created => "Created".into(),
         Status::Running { .. } => {
             let started = record.started.unwrap_or(record.created);
             let paused = if paused { " (Paused)" } else { "" };

@@ -10,11 +10,11 @@ use std::{path::Path, sync::Arc};
 use anyhow::{Context, bail};
 use image::{FindError, Image, Platform, Reference, Store};
 
-pub(crate) use args::{RunArgs, TimelineFormat, cpus, memory};
+pub(crate) use args::{ContainerArgs, RunArgs, TimelineFormat, cpus, memory};
 
 use super::{image::progress::Bars, pull::When, shim};
 use crate::{
-    container::{Config, Containers, NewRecord},
+    container::Containers,
     dirs::Dirs,
     exit,
     host::{self, HostError},
@@ -54,12 +54,13 @@ pub(crate) fn execute(
 }
 
 fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyhow::Result<u8> {
-    let options = args.validate()?;
+    let asked = &args.container;
+    let options = asked.validate()?;
     let dirs = Dirs::from_env()?;
     host::require_root()?;
     // A signal may end a pull at once: nothing but resumable downloads stays.
     let store = super::image::open_store_to_fill(&dirs)?;
-    let image = find_image(&store, &options.image, implied, args)?;
+    let image = find_image(&store, &options.image, implied, asked)?;
     // From here on every way out passes the drops below.
     let mut signals = Signals::catch().context("Failed to catch signals")?;
     let in_use = store.use_image(&image)?;
@@ -69,8 +70,8 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
     host::require_kvm()?;
     let parts = Parts::find()?;
     let input = !args.detach && input(options.interactive, options.tty)?;
-    let stop_signal = args.stop_signal(image.config.config().as_ref())?;
-    let log = LogOptions::parse(&args.log_opt)?;
+    let stop_signal = asked.stop_signal(image.config.config().as_ref())?;
+    let log = LogOptions::parse(&asked.log_opt)?;
 
     let disk = options.rootfs.disk(&store, &image, &in_use)?;
     if disk.is_some() {
@@ -78,15 +79,9 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
     }
 
     let containers = Containers::open(&dirs)?;
-    let record = NewRecord {
-        image: options.image.clone(),
-        image_id: image.id.to_string(),
-        command: process.args.clone(),
-        instructions: options.instructions(),
-        auto_remove: args.rm,
-    };
-    let config = Config::new(options, process, stop_signal, args.stop_timeout, log);
-    let container = containers.create(record, args.name.as_deref())?;
+    let once = options.interactive && !args.detach;
+    let (record, config) = asked.describe(&image, options, process, stop_signal, log, once);
+    let container = containers.create(record, asked.name.as_deref())?;
     container.configure(&config)?;
     if args.detach {
         let id = container.record().id.clone();
@@ -113,11 +108,11 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
 
 /// The image called `name`, from the store or pulled. A mere word in the place of a command may be
 /// a typing error: no registry hears of it.
-fn find_image(
+pub(super) fn find_image(
     store: &Store,
     name: &str,
     implied: Option<&str>,
-    args: &RunArgs,
+    args: &ContainerArgs,
 ) -> anyhow::Result<Image> {
     let wanted = args.platform.as_ref();
     let host = Platform::host();

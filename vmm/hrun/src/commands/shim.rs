@@ -5,14 +5,15 @@
 //! the report. It ends when the container does, and nothing else ends it but `kill -9`: then the
 //! VM ends as well, and the next hrun clears up.
 
-use std::{ffi::OsString, process::Stdio, sync::Arc};
+use std::{ffi::OsString, process::Stdio, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::ValueEnum;
 
 use super::{diff::image_of, image::open_store};
 use crate::{
-    background::{self, Background, BackgroundError},
+    attach::{Audience, Input, SOCKET},
+    background::{self, Background, BackgroundError, Beginning},
     container::{Container, Containers, Id},
     dirs::Dirs,
     exit,
@@ -28,20 +29,41 @@ use crate::{
 pub(crate) struct ShimArgs {
     #[arg(long, value_enum, default_value_t, env = "HRUN_START")]
     start: Way,
+    /// Somebody is about to attach, and must not miss a word
+    #[arg(long)]
+    attached: bool,
     /// The container's whole identifier
     id: String,
 }
 
+/// How long he may take: longer only if he died, and then nobody misses anything.
+const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// Starts the container in the background, and waits until its command runs.
 pub(crate) fn spawn(container: Container, way: Option<Way>) -> anyhow::Result<()> {
+    Ok(begin(container, way, false)?.wait()?)
+}
+
+/// Starts the container in the background; with `attached` not before somebody has attached.
+pub(super) fn begin(
+    container: Container,
+    way: Option<Way>,
+    attached: bool,
+) -> anyhow::Result<Beginning> {
     let mut args: Vec<OsString> = vec!["shim".into(), container.record().id.as_str().into()];
     if let Some(way) = way.as_ref().and_then(ValueEnum::to_possible_value) {
         args.push(format!("--start={}", way.get_name()).into());
     }
+    if attached {
+        args.push("--attached".into());
+    }
     // If no process comes to be, the container has no owner, and the next hrun clears up.
     let lock = container.pass_on()?;
-    background::spawn(args, Stdio::from(lock), background::is_of_hrun)?;
-    Ok(())
+    Ok(background::begin(
+        args,
+        Stdio::from(lock),
+        background::is_of_hrun,
+    )?)
 }
 
 pub(crate) fn execute(args: &ShimArgs, timeline: Timeline) -> anyhow::Result<u8> {
@@ -74,6 +96,17 @@ fn run(
     let log = container
         .log(config.log)
         .context("Failed to open the container's log")?;
+    let input = match (config.options.interactive, config.stdin_once) {
+        (false, _) => Input::None,
+        (true, false) => Input::Open,
+        (true, true) => Input::Once,
+    };
+    let socket = container.record().runtime_dir.join(SOCKET);
+    let audience = Audience::open(&socket, input)
+        .with_context(|| format!("Failed to listen at {}", socket.display()))?;
+    if args.attached {
+        audience.await_first(ATTACH_TIMEOUT);
+    }
     let launch = Launch {
         dirs: &dirs,
         config: &config,
@@ -84,9 +117,16 @@ fn run(
         console: None,
         profile: None,
         input: false,
-        output: Output::Log(Arc::new(log)),
+        output: Output::Kept(Arc::new(log), Arc::clone(&audience)),
         proxy_signals: true,
         timeline: &timeline,
     };
-    launch.run(container, &mut signals, &mut || background.started())
+    let mut has_started = false;
+    let result = launch.run(container, &mut signals, &mut || {
+        has_started = true;
+        background.started();
+    });
+    // Of a start that failed its caller hears by the report.
+    audience.end(result.as_ref().ok().copied().filter(|_| has_started));
+    result
 }

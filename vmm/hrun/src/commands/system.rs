@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::image::{open_store, prune::used};
 use crate::{
     cli::{Format, FormatArgs},
-    container::{Containers, Status},
+    container::Containers,
     dirs::Dirs,
     options::size,
     table,
@@ -110,7 +110,7 @@ fn report(dirs: &Dirs) -> anyhow::Result<Report> {
     let mut stopped = 0;
     for record in Containers::open(dirs)?.list()? {
         // What is written in a container goes with it, and running ones do not go.
-        if matches!(record.status, Status::Exited { .. }) {
+        if record.status.rests() {
             stopped += on_disk(&home.join(record.id.as_str()))?.1;
         }
     }

@@ -30,6 +30,10 @@ pub(crate) struct Config {
     pub(crate) stop_timeout: Option<i64>,
     /// What becomes of its output when nobody is there to take it.
     pub(crate) log: LogOptions,
+    /// Whether the first who is done with its standard input ends it, as docker has it for what was
+    /// not made in the background.
+    #[serde(default)]
+    pub(crate) stdin_once: bool,
 }
 
 impl Config {
@@ -47,6 +51,7 @@ impl Config {
             stop_signal,
             stop_timeout,
             log,
+            stdin_once: false,
         }
     }
 

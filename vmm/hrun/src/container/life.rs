@@ -142,11 +142,17 @@ impl Containers {
     /// Begins to wait for the end of a container.
     pub(crate) fn waiting(&self, record: &Record) -> Result<Waiting, ContainerError> {
         let path = self.store.join(record.id.as_str()).join(LOCK);
-        if let Status::Exited { code, .. } = record.status {
+        let ended = match record.status {
+            Status::Exited { code, .. } => Some(Ending { code }),
+            // Nobody has to wait for what does not run, as docker has it.
+            Status::Created => Some(Ending { code: Some(0) }),
+            Status::Making | Status::Running { .. } => None,
+        };
+        if ended.is_some() {
             return Ok(Waiting {
                 lock: None,
                 path,
-                ended: Some(Ending { code }),
+                ended,
             });
         }
         match OpenOptions::new().read(true).open(&path) {
@@ -188,13 +194,13 @@ impl Containers {
             .map_err(|source| ContainerError::Write { path, source })
     }
 
-    /// Takes a container that has ended, to start it again; none if it runs.
+    /// Takes a container that rests, to start it; none if it runs.
     pub(crate) fn reopen(&self, record: &Record) -> Result<Option<Container>, ContainerError> {
         let dir = self.store.join(record.id.as_str());
         let lock = match try_own(&dir)? {
             Ownership::Taken(lock) => lock,
             Ownership::Gone => return Err(ContainerError::NotFound(record.name.clone())),
-            Ownership::Held if matches!(record.status, Status::Exited { .. }) => {
+            Ownership::Held if record.status.rests() => {
                 return Err(ContainerError::InUse(record.name.clone()));
             }
             Ownership::Held => return Ok(None),

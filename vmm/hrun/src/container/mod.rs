@@ -195,7 +195,7 @@ impl Containers {
                 Some(_lock) => bury(&dir, record),
                 None => Ok(()),
             },
-            Ownership::Held if matches!(record.status, Status::Exited { .. }) => {
+            Ownership::Held if record.status.rests() => {
                 Err(ContainerError::InUse(record.name.clone()))
             }
             Ownership::Held => Err(ContainerError::Running(record.name.clone())),
@@ -236,7 +236,7 @@ impl Containers {
 fn sweep_one(dir: &Path) -> Result<Option<Record>, ContainerError> {
     let found = read(dir)?;
     if let Found::Record(record) = &found
-        && matches!(record.status, Status::Exited { .. })
+        && record.status.rests()
     {
         return Ok(Some(record.as_ref().clone()));
     }
@@ -262,9 +262,9 @@ fn sweep_one(dir: &Path) -> Result<Option<Record>, ContainerError> {
             None
         }
         Found::Record(record) => match record.status {
-            Status::Exited { .. } => Some(*record),
+            Status::Exited { .. } | Status::Created => Some(*record),
             Status::Running { .. } if !record.auto_remove => Some(mark_lost(dir, *record)?),
-            Status::Running { .. } | Status::Created => {
+            Status::Running { .. } | Status::Making => {
                 bury(dir, &record)?;
                 None
             }

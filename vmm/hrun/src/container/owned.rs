@@ -27,7 +27,7 @@ pub(crate) struct Container {
     record: Record,
     /// Held, so that nobody else takes the container for dead.
     lock: File,
-    /// How it was when it had ended before: a start that fails leaves it as it was.
+    /// How it was when it rested before: a start that fails leaves it as it was.
     before: Option<Status>,
     settled: bool,
 }
@@ -57,7 +57,7 @@ impl Container {
         Ok(container)
     }
 
-    /// One that has ended and is to be started again; `lock` is its lock, held.
+    /// One that rests and is to be started; `lock` is its lock, held.
     pub(super) fn reopen(
         dir: PathBuf,
         record: Record,
@@ -95,7 +95,7 @@ impl Container {
                 return Err(read(io::ErrorKind::NotFound.into()));
             }
         };
-        let before = matches!(record.status, Status::Exited { .. }).then(|| record.status.clone());
+        let before = record.status.rests().then(|| record.status.clone());
         Ok(Self {
             dir,
             record,
@@ -103,6 +103,15 @@ impl Container {
             before,
             settled: false,
         })
+    }
+
+    /// Leaves it as it is, to be started later.
+    pub(crate) fn rest(mut self) -> Result<(), ContainerError> {
+        remove_tree(&self.record.runtime_dir)?;
+        self.record.status = Status::Created;
+        self.write()?;
+        self.settled = true;
+        Ok(())
     }
 
     /// Passes it on: who holds this descriptor owns it.

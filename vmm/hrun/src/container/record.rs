@@ -56,7 +56,9 @@ pub(crate) struct Record {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub(crate) enum Status {
-    /// It was made; nothing has run in it.
+    /// Its owner is about to run it for the first time.
+    Making,
+    /// It was made to be started later; nothing has run in it.
     Created,
     /// Its VM runs.
     Running {
@@ -76,11 +78,16 @@ impl Status {
     /// In docker's words.
     pub(crate) fn word(&self, paused: bool) -> &'static str {
         match self {
-            Self::Created => "created",
+            Self::Making | Self::Created => "created",
             Self::Running { .. } if paused => "paused",
             Self::Running { .. } => "running",
             Self::Exited { .. } => "exited",
         }
+    }
+
+    /// Whether it needs no owner: it waits to be started, or has ended.
+    pub(crate) fn rests(&self) -> bool {
+        matches!(self, Self::Created | Self::Exited { .. })
     }
 }
 
@@ -118,7 +125,7 @@ impl Record {
             started: None,
             owner: None,
             runtime_dir,
-            status: Status::Created,
+            status: Status::Making,
         }
     }
 
@@ -174,6 +181,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut record = Record::sample();
         for status in [
+            Status::Making,
             Status::Created,
             Status::Running {
                 vmm: ProcessIdentity {

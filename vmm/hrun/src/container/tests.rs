@@ -48,6 +48,17 @@ impl Fixture {
         panic!("{} is in use for ever", record.name);
     }
 
+    /// Takes a container that nobody uses, likewise.
+    fn reopen(&self, record: &Record) -> Container {
+        for _ in 0..100 {
+            match self.containers.reopen(record) {
+                Err(ContainerError::InUse(_)) => thread::sleep(Duration::from_millis(20)),
+                reopened => return reopened.unwrap().unwrap(),
+            }
+        }
+        panic!("{} is in use for ever", record.name);
+    }
+
     fn entries(&self) -> usize {
         let count = |path: PathBuf| {
             fs::read_dir(path)
@@ -150,6 +161,34 @@ fn what_a_dead_owner_was_making_vanishes() {
     fixture.abandoned(true, None);
     assert_eq!(fixture.containers.list().unwrap(), []);
     assert_eq!(fixture.entries(), 0);
+}
+
+#[test]
+fn what_is_to_be_started_later_stays_and_a_start_that_fails_leaves_it_so() {
+    let fixture = fixture();
+    for auto_remove in [true, false] {
+        let container = fixture.containers.create(new(auto_remove), None).unwrap();
+        let runtime_dir = container.record().runtime_dir.clone();
+        container.rest().unwrap();
+        assert!(!runtime_dir.exists());
+        for _ in 0..2 {
+            let [record] = &fixture.containers.list().unwrap()[..] else {
+                panic!("one container is expected");
+            };
+            assert_eq!(record.status, Status::Created);
+            let mut waiting = fixture.containers.waiting(record).unwrap();
+            assert_eq!(waiting.wait(None).unwrap().unwrap().code, Some(0));
+            let started = fixture.reopen(record);
+            assert!(runtime_dir.exists());
+            let error = fixture.containers.reopen(record).unwrap_err();
+            assert!(matches!(error, ContainerError::InUse(_)));
+            drop(started);
+            assert!(!runtime_dir.exists());
+        }
+        let records = fixture.containers.list().unwrap();
+        fixture.remove(&records[0]);
+        assert_eq!(fixture.entries(), 0);
+    }
 }
 
 #[test]

@@ -373,7 +373,15 @@ const GLOBALS: [&str; 7] = [
 const OWN: [(&str, &[&str]); 5] = [
     (
         "create",
-        &["--bundle", "-b", "--pid-file", "--console-socket"],
+        &[
+            "--bundle",
+            "-b",
+            "--pid-file",
+            "--console-socket",
+            "--no-pivot",
+            "--no-new-keyring",
+            "--preserve-fds",
+        ],
     ),
     ("run", &["--bundle", "-b", "--pid-file", "--console-socket"]),
     (
@@ -385,7 +393,8 @@ const OWN: [(&str, &[&str]); 5] = [
 ];
 
 /// Whether this command line is that of an OCI runtime: by an option or a word that only one has, or
-/// because it names a container that an engine has made.
+/// because it names a container that an engine has made. `create` and `run` name none that exists:
+/// without such an option they are hrun's own, so in the directory of a bundle say `--bundle .`.
 pub(crate) fn is_meant(args: &[OsString]) -> bool {
     let mut words = args.iter().skip(1).map(OsString::as_os_str);
     let Some(first) = words.next() else {
@@ -408,7 +417,7 @@ pub(crate) fn is_meant(args: &[OsString]) -> bool {
     // Behind the name of an image or of a container may stand anything.
     let before_name = rest.iter().take_while(|word| is_option(word));
     before_name.clone().any(|word| is_one_of(word, own))
-        || (command != "run" && names_a_container(&rest))
+        || (!matches!(command, "create" | "run") && names_a_container(&rest))
 }
 
 fn is_one_of(word: &OsStr, options: &[&str]) -> bool {
@@ -456,6 +465,7 @@ mod tests {
             "hrun --systemd-cgroup start id",
             "hrun create --bundle /b --pid-file /p id",
             "hrun create -b=/b id",
+            "hrun create --no-pivot --bundle /b id",
             "hrun run --bundle /b id",
             "hrun exec --process /p --detach id",
             "hrun exec --pid-file /p --process /p id",
@@ -471,6 +481,8 @@ mod tests {
             "hrun ps -a",
             "hrun run busybox tool --bundle x",
             "hrun run --rm busybox",
+            "hrun create busybox",
+            "hrun create --name x busybox tool --bundle y",
             "hrun exec web tool --process 1",
             "hrun exec -it web sh",
             "hrun kill web",

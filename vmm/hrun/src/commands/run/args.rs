@@ -1,19 +1,21 @@
-//! The options of `hrun run`, as they are typed, and what they mean.
+//! The options of `hrun run` and `hrun create`, as they are typed, and what they mean.
 
 use std::{env, path::PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{ArgAction, ValueEnum};
-use image::{Platform, oci_spec::image::Config};
+use image::{Image, Platform, oci_spec::image::Config};
 use vmm::config::MAX_VCPUS;
 
 use crate::{
     commands::pull::When,
+    container::{Config as ContainerConfig, NewRecord},
+    log::LogOptions,
     options::{capability, env as environment, security, signal, size, ulimit, volume},
     rootfs::{Carrier, Rootfs, Stacked},
     sandbox::Way,
     seccomp::Profile,
-    spec::{self, RunOptions},
+    spec::{self, Process, RunOptions},
 };
 
 /// Less does not hold the container's share of a kernel at work, in bytes.
@@ -35,7 +37,7 @@ Examples:
 The exit status is the command's own; 125 if hrun failed, 126 if the command cannot be executed,
 127 if it does not exist, 128 plus the number of a signal that ended it.";
 
-/// What docker's users know, with docker's letters.
+/// A container, and how it is run.
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     disable_help_flag = true,
@@ -43,15 +45,49 @@ The exit status is the command's own; 125 if hrun failed, 126 if the command can
     override_usage = "hrun run [OPTIONS] IMAGE [CMD...]"
 )]
 pub(crate) struct RunArgs {
+    /// Run in the background and print the container's identifier
+    #[arg(short, long, conflicts_with_all = ["timeline", "console", "profile"])]
+    pub(crate) detach: bool,
+    #[command(flatten)]
+    pub(crate) container: ContainerArgs,
+    /// Pass signals sent to hrun on to the command
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
+          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) sig_proxy: bool,
+    /// Tell on standard error where the time went
+    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true,
+          default_missing_value = "table", help_heading = "Debugging")]
+    pub(crate) timeline: Option<TimelineFormat>,
+    /// Write the guest kernel's boot log to a file; slows the boot down
+    #[arg(long, value_name = "FILE", help_heading = "Debugging")]
+    pub(crate) console: Option<PathBuf>,
+    /// How the container comes to its VM
+    #[arg(
+        long,
+        value_enum,
+        default_value_t,
+        value_name = "WAY",
+        env = "HRUN_START",
+        help_heading = "Debugging"
+    )]
+    pub(crate) start: Way,
+    /// Write a profile of where the guest's CPUs were to a file
+    #[arg(long, value_name = "FILE", help_heading = "Debugging")]
+    pub(crate) profile: Option<PathBuf>,
+    /// Print help
+    #[arg(long, action = ArgAction::HelpShort)]
+    pub(crate) help: Option<bool>,
+}
+
+/// What a container is to be: what docker's users know, with docker's letters.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ContainerArgs {
     /// Pass standard input on to the command
     #[arg(short, long)]
     pub(crate) interactive: bool,
     /// Give the command a terminal
     #[arg(short, long)]
     pub(crate) tty: bool,
-    /// Run in the background and print the container's identifier
-    #[arg(short, long, conflicts_with_all = ["timeline", "console", "profile"])]
-    pub(crate) detach: bool,
     /// Remove the container when its command ends
     #[arg(long)]
     pub(crate) rm: bool,
@@ -156,33 +192,6 @@ pub(crate) struct RunArgs {
     /// background in bounds [default: 10m and 3]
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) log_opt: Vec<String>,
-    /// Pass signals sent to hrun on to the command
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set,
-          num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) sig_proxy: bool,
-    /// Tell on standard error where the time went
-    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true,
-          default_missing_value = "table", help_heading = "Debugging")]
-    pub(crate) timeline: Option<TimelineFormat>,
-    /// Write the guest kernel's boot log to a file; slows the boot down
-    #[arg(long, value_name = "FILE", help_heading = "Debugging")]
-    pub(crate) console: Option<PathBuf>,
-    /// How the container comes to its VM
-    #[arg(
-        long,
-        value_enum,
-        default_value_t,
-        value_name = "WAY",
-        env = "HRUN_START",
-        help_heading = "Debugging"
-    )]
-    pub(crate) start: Way,
-    /// Write a profile of where the guest's CPUs were to a file
-    #[arg(long, value_name = "FILE", help_heading = "Debugging")]
-    pub(crate) profile: Option<PathBuf>,
-    /// Print help
-    #[arg(long, action = ArgAction::HelpShort)]
-    pub(crate) help: Option<bool>,
     /// The image, and what to run in it instead of what it says itself
     #[arg(required = true, trailing_var_arg = true, value_names = ["IMAGE", "CMD"], num_args = 1..)]
     pub(crate) words: Vec<String>,
@@ -197,9 +206,9 @@ pub(crate) enum TimelineFormat {
     Json,
 }
 
-impl RunArgs {
+impl ContainerArgs {
     /// Turns what was typed into what it means.
-    pub(super) fn validate(&self) -> anyhow::Result<RunOptions> {
+    pub(crate) fn validate(&self) -> anyhow::Result<RunOptions> {
         let (image, command) = self.words.split_first().context("No image is named")?;
         let own = |name: &str| env::var(name).ok();
         let mut edits = Vec::new();
@@ -255,7 +264,7 @@ impl RunArgs {
     }
 
     /// How the container is asked to end: as the user says, or the image.
-    pub(super) fn stop_signal(&self, config: Option<&Config>) -> anyhow::Result<i32> {
+    pub(crate) fn stop_signal(&self, config: Option<&Config>) -> anyhow::Result<i32> {
         if let Some(name) = &self.stop_signal {
             return Ok(signal::parse(name)?);
         }
@@ -264,6 +273,29 @@ impl RunArgs {
         Ok(image
             .and_then(|name| signal::parse(name).ok())
             .unwrap_or(signal::TERM))
+    }
+
+    /// What is written down about the container.
+    pub(crate) fn describe(
+        &self,
+        image: &Image,
+        options: RunOptions,
+        process: Process,
+        stop_signal: i32,
+        log: LogOptions,
+        stdin_once: bool,
+    ) -> (NewRecord, ContainerConfig) {
+        let record = NewRecord {
+            image: options.image.clone(),
+            image_id: image.id.to_string(),
+            command: process.args.clone(),
+            instructions: options.instructions(),
+            auto_remove: self.rm,
+        };
+        let mut config =
+            ContainerConfig::new(options, process, stop_signal, self.stop_timeout, log);
+        config.stdin_once = stdin_once;
+        (record, config)
     }
 
     fn volumes(&self) -> anyhow::Result<Vec<volume::Volume>> {

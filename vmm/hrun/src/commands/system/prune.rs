@@ -16,7 +16,7 @@ use crate::{
         },
         print,
     },
-    container::{ContainerError, Containers, Record, Status},
+    container::{ContainerError, Containers, Record},
     dirs::Dirs,
     exit,
     options::size,
@@ -50,7 +50,7 @@ pub(super) fn execute(args: &PruneArgs) -> anyhow::Result<()> {
     let mut freed = 0;
     let home = dirs.store.join("containers");
     for record in containers.list()? {
-        if matches!(record.status, Status::Exited { .. }) {
+        if record.status.rests() {
             freed += container(&containers, &record, &home, &mut text)?;
         }
     }
