@@ -92,6 +92,23 @@ install: build ## Install below PREFIX (/usr/local)
 	sed 's|@PREFIX@|$(PREFIX)|' vmm/hrun/systemd/hrun-pool.service \
 		> $(DESTDIR)$(PREFIX)/lib/systemd/system/hrun-pool.service
 	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/hrun-pool.service
+	rm -f $(MAN1)/hrun.1 $(MAN1)/hrun-*.1
+	$(HRUN) man $(MAN1)
+	install -d $(dir $(COMPLETIONS))
+	$(HRUN) completions bash > $(word 1,$(COMPLETIONS))
+	$(HRUN) completions zsh > $(word 2,$(COMPLETIONS))
+	$(HRUN) completions fish > $(word 3,$(COMPLETIONS))
+
+# Where man and the shells look for what each program brings.
+MAN1 = $(DESTDIR)$(PREFIX)/share/man/man1
+COMPLETIONS = $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions/hrun \
+	zsh/site-functions/_hrun fish/vendor_completions.d/hrun.fish)
+
+.PHONY: uninstall
+uninstall: ## Remove what install put below PREFIX; images and containers stay
+	rm -f $(DESTDIR)$(PREFIX)/bin/hrun $(DESTDIR)$(PREFIX)/lib/systemd/system/hrun-pool.service
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/hrun $(DESTDIR)$(PREFIX)/share/hrun
+	rm -f $(MAN1)/hrun.1 $(MAN1)/hrun-*.1 $(COMPLETIONS)
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -11,7 +11,7 @@ use clap_complete::Shell;
 use crate::{
     commands::{
         attach, bench, commit, create, diff, exec, export, image, inspect, kill, life, login, logs,
-        pool, ps, pull, push, rm, run, shim, system, template,
+        man, pool, ps, pull, push, rm, run, shim, system, template,
     },
     exit,
 };
@@ -29,6 +29,11 @@ Examples:
   hrun commit box tools:1              Make an image of what a container has become
   hrun push registry.example/tools:1   Bring an image to a registry
   hrun doctor                          See whether this machine can do it
+
+As an OCI runtime:
+  podman --runtime /usr/local/bin/hrun run --rm busybox uname -r
+  hrun --root DIR --help               What engines call: create, start, state, kill, delete, exec,
+                                       ps, list, pause, resume, update, events, spec, features
 
 Environment:
   HRUN_STORE       Images, layers and volumes [default: /var/lib/hrun]
@@ -146,6 +151,8 @@ pub(crate) enum Command {
         /// The shell
         shell: Shell,
     },
+    /// Write the manual: a page for each command
+    Man(man::ManArgs),
     /// Print the version of hrun
     Version,
 }

@@ -15,6 +15,7 @@ pub(crate) mod kill;
 pub(crate) mod life;
 pub(crate) mod login;
 pub(crate) mod logs;
+pub(crate) mod man;
 pub(crate) mod pool;
 pub(crate) mod ps;
 pub(crate) mod pull;
@@ -75,6 +76,7 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Template(command) => done(template::execute(&command)),
         Command::Doctor(args) => doctor::execute(args.format),
         Command::Completions { shell } => done(completions::execute(shell)),
+        Command::Man(args) => done(man::execute(&args)),
         Command::Version => done(print(&format!("hrun {}\n", env!("CARGO_PKG_VERSION")))),
     }
 }
