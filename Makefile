@@ -24,6 +24,9 @@ DESTDIR ?=
 FUZZ_SECONDS ?= 60
 BENCH_ROUNDS ?= 5
 BENCH_IDLE ?= 10
+# A checkout of opencontainers/runtime-tools after `make runtimetest validation-executables`; without it
+# test-oci runs programs of our own.
+RUNTIME_TOOLS ?=
 ARGS ?=
 
 # Debian packages by what they are for. Rust itself is expected.
@@ -142,6 +145,12 @@ test-engines: build images ## Run podman, docker and containerd with hrun as the
 	$(CARGO) test --locked -p tests --test engines --no-run
 	HRUN_ENGINES=require $(AS_ROOT) unshare --mount --net --propagation private -- \
 		$(CARGO) test --locked -p tests --test engines -- $(ARGS)
+
+.PHONY: test-oci
+test-oci: deps-demo build ## Run the validation programs of RUNTIME_TOOLS, a built checkout of runtime-tools
+	$(CARGO) test --locked -p tests --test oci --no-run
+	$(AS_ROOT) env HRUN_E2E=require HRUN_RUNTIME_TOOLS=$(abspath $(RUNTIME_TOOLS)) \
+		$(CARGO) test --locked -p tests --test oci -- $(ARGS)
 
 .PHONY: lint
 lint: ## Check formatting and lints

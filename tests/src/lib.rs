@@ -21,6 +21,7 @@ mod registry;
 pub mod samples;
 mod suite;
 mod terminal;
+pub mod validation;
 mod way;
 
 pub use built::Built;
