@@ -1,8 +1,10 @@
 //! The engines, each started for itself with its state in a directory of its own.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fmt, fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +14,7 @@ use tests::{Built, containerd::Containerd, daemon::Daemon};
 use crate::{
     Column,
     command::{self, Done},
-    ctr, docker_like,
+    ctr, cycles, docker_like, groups,
 };
 
 /// The image that all of them run.
@@ -61,6 +63,8 @@ pub(crate) struct Engine {
     dir: tempfile::TempDir,
     containerd: Option<Containerd>,
     dockerd: Option<Daemon>,
+    /// Control groups of engines that were there before.
+    groups: BTreeSet<PathBuf>,
 }
 
 impl Engine {
@@ -74,9 +78,13 @@ impl Engine {
             dir,
             containerd: None,
             dockerd: None,
+            groups: groups::now(kind),
         };
         fs::create_dir(engine.path("docker"))?;
         fs::write(engine.path("docker/config.json"), "{}")?;
+        if engine.is_hrun() {
+            engine.write_runtime()?;
+        }
         match kind {
             Kind::Podman => engine.configure_podman()?,
             Kind::Docker => {
@@ -90,10 +98,24 @@ impl Engine {
     }
 
     pub(crate) fn features(&self) -> Vec<Feature> {
-        match self.kind {
+        let mut features = match self.kind {
             Kind::Podman | Kind::Docker => docker_like::features(self.kind),
             Kind::Ctr => ctr::features(),
-        }
+        };
+        features.extend(cycles::feature(self.kind));
+        features
+    }
+
+    /// Where it has its state.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The processes of its daemons.
+    pub(crate) fn daemons(&self) -> Vec<u32> {
+        let containerd = self.containerd.as_ref().map(Containerd::pid);
+        let dockerd = self.dockerd.as_ref().map(Daemon::pid);
+        containerd.into_iter().chain(dockerd).collect()
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -106,7 +128,7 @@ impl Engine {
 
     pub(crate) fn program(&self) -> String {
         match self.runtime {
-            Runtime::Hrun => self.hrun.display().to_string(),
+            Runtime::Hrun => self.text("hrun"),
             Runtime::Usual => "/usr/sbin/runc".into(),
         }
     }
@@ -139,9 +161,6 @@ impl Engine {
 
     fn env(&self) -> Vec<(&'static str, OsString)> {
         vec![
-            ("HRUN_STORE", self.path("store").into()),
-            ("HRUN_STATE", self.path("state").into()),
-            ("HRUN_BOOT_TIMEOUT", "250".into()),
             ("CONTAINERS_CONF", self.path("containers.conf").into()),
             ("CONTAINERS_STORAGE_CONF", self.path("storage.conf").into()),
             ("DOCKER_CONFIG", self.path("docker").into()),
@@ -207,8 +226,21 @@ impl Engine {
                 }
                 Ok(())
             }),
-            Kind::Ctr => self.containerd().and_then(|it| it.remove("box")),
+            Kind::Ctr => self.containerd().and_then(Containerd::remove_all),
         };
+    }
+
+    /// hrun with directories of its own: podman does not pass the environment on.
+    fn write_runtime(&self) -> Result<()> {
+        let script = format!(
+            "#!/bin/sh\nexport HRUN_STORE='{}' HRUN_STATE='{}' HRUN_BOOT_TIMEOUT=250\nexec '{}' \"$@\"\n",
+            self.text("store"),
+            self.text("state"),
+            self.hrun.display()
+        );
+        fs::write(self.path("hrun"), script)?;
+        fs::set_permissions(self.path("hrun"), fs::Permissions::from_mode(0o755))?;
+        Ok(())
     }
 
     fn configure_podman(&self) -> Result<()> {
@@ -304,6 +336,7 @@ impl Drop for Engine {
         self.clear();
         self.dockerd = None;
         self.containerd = None;
+        groups::remove_new(self.kind, &self.groups);
         // What engines have mounted there goes with our mount namespace, and must not be emptied.
         for line in fs::read_to_string("/proc/self/mounts")
             .unwrap_or_default()

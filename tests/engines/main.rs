@@ -6,9 +6,11 @@
 #![forbid(unsafe_code)]
 
 mod ctr;
+mod cycles;
 mod docker_like;
 mod engine;
 mod exceptions;
+mod groups;
 mod table;
 
 use std::{collections::BTreeMap, env, process::ExitCode};

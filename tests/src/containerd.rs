@@ -20,7 +20,7 @@ use crate::{
 pub struct Containerd {
     dir: PathBuf,
     env: Vec<(&'static str, OsString)>,
-    _daemon: Daemon,
+    daemon: Daemon,
 }
 
 impl Containerd {
@@ -50,8 +50,14 @@ impl Containerd {
         Ok(Self {
             dir: dir.into(),
             env,
-            _daemon: daemon,
+            daemon,
         })
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
     }
 
     /// Its socket.
@@ -89,17 +95,20 @@ impl Containerd {
         Ok(())
     }
 
-    /// Ends a container and removes it. That there is none is no matter.
+    /// Ends all containers and removes them.
     ///
     /// # Errors
     ///
     /// The client could not be started.
-    pub fn remove(&self, container: &str) -> Result<()> {
-        self.ctr(&["tasks", "kill", "--signal", "KILL", container])?;
-        // A task that has not ended yet is not removed.
-        thread::sleep(Duration::from_millis(300));
-        self.ctr(&["tasks", "rm", "--force", container])?;
-        self.ctr(&["containers", "rm", container])?;
+    pub fn remove_all(&self) -> Result<()> {
+        let left = self.ctr(&["containers", "ls", "--quiet"])?;
+        for container in left.stdout.lines() {
+            self.ctr(&["tasks", "kill", "--signal", "KILL", container])?;
+            // A task that has not ended yet is not removed.
+            thread::sleep(Duration::from_millis(300));
+            self.ctr(&["tasks", "rm", "--force", container])?;
+            self.ctr(&["containers", "rm", container])?;
+        }
         Ok(())
     }
 }

@@ -53,6 +53,12 @@ impl Daemon {
         })
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until it does what it is for.
     ///
     /// # Errors
