@@ -20,7 +20,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
 # How long each fuzz target runs, how often bench-boot, -image and -rootfs measure, of how many idle
-# containers bench-rootfs measures the memory, and arguments for tests and benchmarks.
+# containers bench-rootfs and bench-engines measure the memory, and arguments for tests and benchmarks.
 FUZZ_SECONDS ?= 60
 BENCH_ROUNDS ?= 5
 BENCH_IDLE ?= 10
@@ -38,6 +38,7 @@ TEST_PACKAGES := $(DEMO_PACKAGES) docker-registry erofs-utils g++ mmdebstrap ope
 ENGINE_PACKAGES := $(TEST_PACKAGES) bsdutils catatonit conmon containerd docker.io podman runc util-linux
 BENCH_PACKAGES := $(DEMO_PACKAGES) crun runc
 BENCH_BOOT_PACKAGES := qemu-system-x86
+BENCH_ENGINES_PACKAGES := $(DEMO_PACKAGES) containerd crun runc util-linux
 
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
@@ -193,6 +194,14 @@ bench-image: deps-test binaries ## Load and pull a Debian by hrun and by skopeo 
 bench-rootfs: deps-test build images ## Compare the three ways of a root file system into the guest
 	$(AS_ROOT) tests/bench/rootfs.sh $(HRUN) $(TARGET)/test-images/busybox/busybox \
 		$(TARGET)/test-images/debian/debian $(BENCH_ROUNDS) $(BENCH_IDLE)
+
+.PHONY: bench-engines
+bench-engines: build ## Time and memory of containers under containerd: hrun, runc and crun in turns
+	@$(call install_packages,$(BENCH_ENGINES_PACKAGES))
+	tests/images/busybox.sh $(TARGET)/test-images/busybox
+	$(CARGO) build --locked --release -p tests --bin bench-engines
+	$(AS_ROOT) unshare --mount --net --propagation private -- \
+		$(TARGET)/release/bench-engines --idle $(BENCH_IDLE) $(ARGS)
 
 .PHONY: bench-boot
 bench-boot: deps-bench-boot build ## Boot by hrun-vmm and by qemu's microvm in turns and compare

@@ -121,6 +121,11 @@ fn pids() -> impl Iterator<Item = i32> {
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
+/// All processes of this machine.
+pub fn all() -> impl Iterator<Item = Process> {
+    pids().filter_map(Process::of)
+}
+
 /// Descendants of a process: children, their children and so on.
 #[must_use]
 pub fn descendants(of: i32) -> Vec<Process> {
