@@ -95,20 +95,27 @@ impl Containerd {
         Ok(())
     }
 
-    /// Ends all containers and removes them.
+    /// Ends a container and removes it. That there is none is no matter.
+    ///
+    /// # Errors
+    ///
+    /// The client could not be started.
+    pub fn remove(&self, container: &str) -> Result<()> {
+        self.ctr(&["tasks", "kill", "--signal", "KILL", container])?;
+        // A task that has not ended yet is not removed.
+        thread::sleep(Duration::from_millis(300));
+        self.ctr(&["tasks", "rm", "--force", container])?;
+        self.ctr(&["containers", "rm", container])?;
+        Ok(())
+    }
+
+    /// The same for all containers.
     ///
     /// # Errors
     ///
     /// The client could not be started.
     pub fn remove_all(&self) -> Result<()> {
         let left = self.ctr(&["containers", "ls", "--quiet"])?;
-        for container in left.stdout.lines() {
-            self.ctr(&["tasks", "kill", "--signal", "KILL", container])?;
-            // A task that has not ended yet is not removed.
-            thread::sleep(Duration::from_millis(300));
-            self.ctr(&["tasks", "rm", "--force", container])?;
-            self.ctr(&["containers", "rm", container])?;
-        }
-        Ok(())
+        left.stdout.lines().try_for_each(|name| self.remove(name))
     }
 }
