@@ -82,7 +82,10 @@ impl<'a> Bundle<'a> {
         script: &str,
         edit: impl FnOnce(&mut Value),
     ) -> Result<Self> {
-        let path = case.path(&format!("bundle-{id}"));
+        let path = case.path(&match id {
+            "box" => "bundle".to_owned(),
+            id => format!("bundle-{id}"),
+        });
         let bin = path.join("rootfs/bin");
         fs::create_dir_all(&bin)?;
         fs::copy("/bin/busybox", bin.join("busybox"))?;
