@@ -76,13 +76,17 @@ fn clones_differ_where_they_must(case: &Case) -> Result<()> {
     Ok(())
 }
 
-/// Arms a timer before the agent is started, and says when it fired.
+/// Arms a timer before the agent is started, and says when it fired. From a file system of its own: the
+/// agent closes the first one for programs and devices.
 const INIT: &str = "#!/busybox sh
 /busybox mkdir /timer
-/busybox mount -t proc proc /timer
-/busybox mknod /kmsg c 1 11
-now() { read up idle </timer/uptime; echo $up; }
-(armed=$(now); /busybox sleep 5; echo \"timer $armed $(now)\" >/kmsg) &
+/busybox mount -t tmpfs timer /timer
+/busybox mkdir /timer/proc
+/busybox mount -t proc proc /timer/proc
+/busybox mknod /timer/kmsg c 1 11
+/busybox cp /busybox /timer/busybox
+now() { read up idle </timer/proc/uptime; echo $up; }
+(armed=$(now); /timer/busybox sleep 5; echo \"timer $armed $(now)\" >/timer/kmsg) &
 exec /agent
 ";
 
