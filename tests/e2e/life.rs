@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tests::{Case, Outcome, Test, eventually};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
         logs_are_rotated,
         ps_shows_what_was_asked_for,
         inspect_and_top_look_inside,
+        stats_tell_the_guests_memory_from_the_vmms,
         a_running_one_is_removed_by_force,
     ]
     .into()
@@ -389,6 +391,46 @@ fn inspect_and_top_look_inside(case: &Case) -> Result<()> {
     );
     remove(case, "box")?;
     fs::remove_dir_all(case.store().join("volumes"))?;
+    Ok(())
+}
+
+fn stats_tell_the_guests_memory_from_the_vmms(case: &Case) -> Result<()> {
+    patient(case, &["--name", "idle"])?;
+    let busy = "echo ready; while :; do :; done";
+    let id = detached(case, &["--name", "busy", "busybox", "sh", "-c", busy])?;
+    says(case, &id, "ready")?;
+    let words = ["stats", "--no-stream", "--format", "json"];
+    let text = hrun(case, &words)?.exits(0)?.text();
+    let all: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+    let find = |name: &str| {
+        let mut all = all.as_array().into_iter().flatten();
+        all.find(|used| used["name"] == name)
+            .context("it is not listed")
+    };
+    let number = |name: &str, what: &str| {
+        let number = find(name)?[what].as_f64();
+        number.with_context(|| format!("{what}: {text}"))
+    };
+    for name in ["idle", "busy"] {
+        ensure!(number(name, "limit")? == f64::from(256 << 20), "{text}");
+        ensure!(number(name, "guest")? > f64::from(1 << 20), "{text}");
+        ensure!(number(name, "guest")? < number(name, "limit")?, "{text}");
+        ensure!(number(name, "vmm")? > 0.0, "{text}");
+        ensure!(
+            number(name, "vmm")? < number(name, "guest")? * 4.0,
+            "{text}"
+        );
+    }
+    ensure!(number("busy", "cpu_percent")? > 5.0, "{text}");
+    let table = hrun(case, &["stats", "--no-stream", "busy"])?
+        .exits(0)?
+        .text();
+    ensure!(
+        table.contains(&id[..12]) && !table.contains("idle"),
+        "{table}"
+    );
+    hrun(case, &["stats", "--no-stream", "nobody"])?.exits(1)?;
+    hrun(case, &["rm", "-f", "idle", "busy"])?.exits(0)?;
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use clap_complete::Shell;
 use crate::{
     commands::{
         attach, bench, commit, create, diff, exec, export, image, inspect, kill, life, login, logs,
-        man, pool, ps, pull, push, rm, run, shim, system, template,
+        man, pool, ps, pull, push, rm, run, shim, stats, system, template,
     },
     exit,
 };
@@ -98,6 +98,8 @@ pub(crate) enum Command {
     Logs(logs::LogsArgs),
     /// Show the processes of a container
     Top(life::TopArgs),
+    /// Show what containers use
+    Stats(stats::StatsArgs),
     /// Show all that is known about containers
     Inspect(inspect::InspectArgs),
     /// Own a container in the background

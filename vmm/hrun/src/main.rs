@@ -41,6 +41,7 @@ mod terminal;
 mod time;
 mod timeline;
 mod translate;
+mod usage;
 mod volumes;
 
 use std::process::ExitCode;

@@ -23,6 +23,7 @@ pub(crate) mod push;
 pub(crate) mod rm;
 pub(crate) mod run;
 pub(crate) mod shim;
+pub(crate) mod stats;
 pub(crate) mod system;
 pub(crate) mod template;
 
@@ -54,6 +55,7 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Rename(args) => done(life::rename(&args)),
         Command::Logs(args) => done(logs::execute(&args)),
         Command::Top(args) => life::top(&args, timeline),
+        Command::Stats(args) => done(stats::execute(&args)),
         Command::Inspect(args) => done(inspect::execute(&args)),
         Command::Shim(args) => shim::execute(&args, timeline),
         Command::Ps(args) => done(ps::execute(&args)),

@@ -125,6 +125,7 @@ pub(crate) mod tests {
             let share = Share {
                 pss: (count as u64) << 21,
                 private_dirty: (count as u64) << 20,
+                rss: 0,
             };
             report.idle.push(Idle {
                 arm,
