@@ -1,15 +1,13 @@
 //! `hrun create`, `hrun start -a` and `hrun attach`: containers that are made before they run, and
 //! watched while they do.
 
-use std::{
-    fs,
-    io::Write,
-    time::{Duration, Instant},
-};
+use std::{fs, io::Write, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use tests::{Case, Outcome, Terminal, Test, eventually};
+use tests::{Case, Terminal, Test, eventually};
+
+use crate::life::{hrun, inspect, remove, says};
 
 pub(crate) fn tests() -> Vec<Test> {
     crate::tests![
@@ -22,36 +20,6 @@ pub(crate) fn tests() -> Vec<Test> {
         who_cannot_be_attached_to_is_told_why,
     ]
     .into()
-}
-
-fn hrun(case: &Case, args: &[&str]) -> Result<Outcome> {
-    case.hrun(args).run()
-}
-
-fn inspect(case: &Case, name: &str, field: &str) -> Result<String> {
-    let outcome = hrun(case, &["inspect", "-f", field, name])?.exits(0)?;
-    Ok(outcome.text().trim().to_owned())
-}
-
-fn remove(case: &Case, name: &str) -> Result<()> {
-    hrun(case, &["rm", "-f", name])?.exits(0)?;
-    case.no_processes()
-}
-
-/// Waits until a container has said something.
-fn says(case: &Case, name: &str, text: &str) -> Result<()> {
-    let started = Instant::now();
-    loop {
-        let outcome = hrun(case, &["logs", name])?.exits(0)?;
-        if outcome.text().contains(text) {
-            return Ok(());
-        }
-        ensure!(
-            started.elapsed() < Duration::from_secs(120),
-            "{name} did not say {text:?}: {}",
-            outcome.describe()
-        );
-    }
 }
 
 fn one_that_was_created_waits_to_be_started(case: &Case) -> Result<()> {

@@ -30,7 +30,7 @@ pub(crate) fn tests() -> Vec<Test> {
     .into()
 }
 
-fn hrun(case: &Case, args: &[&str]) -> Result<Outcome> {
+pub(crate) fn hrun(case: &Case, args: &[&str]) -> Result<Outcome> {
     case.hrun(args).run()
 }
 
@@ -58,7 +58,7 @@ fn patient(case: &Case, options: &[&str]) -> Result<String> {
 }
 
 /// Waits until a container has said something.
-fn says(case: &Case, name: &str, text: &str) -> Result<()> {
+pub(crate) fn says(case: &Case, name: &str, text: &str) -> Result<()> {
     let started = Instant::now();
     loop {
         let outcome = hrun(case, &["logs", name])?.exits(0)?;
@@ -66,19 +66,19 @@ fn says(case: &Case, name: &str, text: &str) -> Result<()> {
             return Ok(());
         }
         ensure!(
-            started.elapsed() < Duration::from_secs(60),
+            started.elapsed() < Duration::from_secs(120),
             "{name} did not say {text:?}: {}",
             outcome.describe()
         );
     }
 }
 
-fn inspect(case: &Case, name: &str, field: &str) -> Result<String> {
+pub(crate) fn inspect(case: &Case, name: &str, field: &str) -> Result<String> {
     let outcome = hrun(case, &["inspect", "-f", field, name])?.exits(0)?;
     Ok(outcome.text().trim().to_owned())
 }
 
-fn remove(case: &Case, name: &str) -> Result<()> {
+pub(crate) fn remove(case: &Case, name: &str) -> Result<()> {
     hrun(case, &["rm", "-f", name])?.exits(0)?;
     case.no_processes()
 }
