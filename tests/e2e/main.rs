@@ -14,6 +14,7 @@ mod debian;
 mod doctor;
 mod environment;
 mod errors;
+mod events;
 mod exec;
 mod grow;
 mod hostile;
@@ -26,6 +27,7 @@ mod pool;
 mod pull;
 mod push;
 mod resources;
+mod restart;
 mod rootfs;
 mod run;
 mod signals;
@@ -57,6 +59,8 @@ fn main() -> ExitCode {
         exec::tests(),
         life::tests(),
         attach::tests(),
+        restart::tests(),
+        events::tests(),
         oci::tests(),
         bundles::tests(),
         terminal::tests(),

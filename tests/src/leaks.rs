@@ -181,7 +181,8 @@ fn files_below(dir: &Path) -> BTreeMap<PathBuf, Entry> {
 
 /// Empty lock files, and directories that hold nothing but them, are no litter: they cannot be
 /// removed without a race. An image that was used has one in `images/use`. Nor is the note that a
-/// template was checked, nor the disk of an image, which goes with it.
+/// template was checked, nor the disk of an image, which goes with it, nor the record of what
+/// happened, whose size is bounded.
 fn is_kept(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
     const S_IFMT: u32 = 0o170_000;
     const S_IFDIR: u32 = 0o040_000;
@@ -198,7 +199,7 @@ fn is_kept(path: &Path, files: &BTreeMap<PathBuf, Entry>) -> bool {
     let is_disk = path
         .parent()
         .is_some_and(|dir| dir.ends_with("images/erofs"));
-    if name.ends_with(".trusted") || is_disk {
+    if name.ends_with(".trusted") || name.starts_with("events.json") || is_disk {
         return true;
     }
     let in_use = path.parent().is_some_and(|dir| dir.ends_with("images/use"));

@@ -10,8 +10,8 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        attach, bench, commit, create, diff, exec, export, image, inspect, kill, life, login, logs,
-        man, pool, ps, pull, push, rm, run, shim, stats, system, template,
+        attach, bench, commit, create, diff, events, exec, export, image, inspect, kill, life,
+        login, logs, man, pool, ps, pull, push, rm, run, shim, stats, system, template, update,
     },
     exit,
 };
@@ -94,12 +94,16 @@ pub(crate) enum Command {
     Unpause(life::NamesArgs),
     /// Give a container another name
     Rename(life::RenameArgs),
+    /// Change what containers may use, and when they are started again
+    Update(update::UpdateArgs),
     /// Show what a container in the background has said
     Logs(logs::LogsArgs),
     /// Show the processes of a container
     Top(life::TopArgs),
     /// Show what containers use
     Stats(stats::StatsArgs),
+    /// Show what happens to containers and images
+    Events(events::EventsArgs),
     /// Show all that is known about containers
     Inspect(inspect::InspectArgs),
     /// Own a container in the background

@@ -58,6 +58,17 @@ pub(crate) struct Launch<'a> {
     pub(crate) timeline: &'a Arc<Timeline>,
 }
 
+/// A process that has come to its end.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// The status to be written down, if anything ran.
+    pub(crate) code: Option<u8>,
+    /// hrun's own.
+    pub(crate) outcome: anyhow::Result<u8>,
+    /// The VM of a container that vanishes: to be taken apart when nobody waits any more.
+    sandbox: Option<Sandbox>,
+}
+
 impl Launch<'_> {
     /// Gives the container its VM, starts its process and stays with it until all is over.
     /// `started` is called once it runs. The status is the process's own.
@@ -67,6 +78,30 @@ impl Launch<'_> {
         signals: &mut Signals,
         started: &mut dyn FnMut(),
     ) -> anyhow::Result<u8> {
+        let Run {
+            code,
+            outcome,
+            sandbox,
+        } = self.once(&mut container, signals, started)?;
+        match code {
+            Some(code) => container.settle(code)?,
+            // Nothing has run: nothing stays.
+            None => drop(container),
+        }
+        self.timeline.mark("container settled");
+        drop(sandbox);
+        self.timeline.mark("VM gone");
+        outcome
+    }
+
+    /// The same, and leaves it to the caller what becomes of the container then. An error means that
+    /// nothing has run.
+    pub(crate) fn once(
+        &self,
+        container: &mut Container,
+        signals: &mut Signals,
+        started: &mut dyn FnMut(),
+    ) -> anyhow::Result<Run> {
         let (options, timeline) = (&self.config.options, self.timeline);
         let layers = self.image.layers();
         let top = layers.first().context("The image has no layers")?;
@@ -129,7 +164,11 @@ impl Launch<'_> {
             output: self.output.clone(),
             proxy_signals: self.proxy_signals,
         };
-        let outcome = session::run(sandbox.vsock(), start, signals, timeline, started);
+        let mut started = || {
+            container.record().tell("start", &[]);
+            started();
+        };
+        let outcome = session::run(sandbox.vsock(), start, signals, timeline, &mut started);
         let mut sandbox = Some(sandbox);
         let (code, outcome) = finish(&mut sandbox, outcome, self.profile.is_some());
         let (code, outcome) = match code {
@@ -144,15 +183,11 @@ impl Launch<'_> {
             // It may be started again at once, and then no other VM must have its files.
             drop(sandbox.take());
         }
-        match code {
-            Some(code) => container.settle(code)?,
-            // Nothing has run: nothing stays.
-            None => drop(container),
-        }
-        timeline.mark("container settled");
-        drop(sandbox);
-        timeline.mark("VM gone");
-        outcome
+        Ok(Run {
+            code,
+            outcome,
+            sandbox,
+        })
     }
 }
 

@@ -13,6 +13,7 @@ mod clock;
 mod commands;
 mod container;
 mod dirs;
+mod events;
 mod exit;
 mod failpoint;
 mod hint;
@@ -28,7 +29,9 @@ mod poll;
 mod pool;
 mod process;
 mod relay;
+mod restart;
 mod rootfs;
+mod rotated;
 mod sandbox;
 mod seccomp;
 mod session;
@@ -43,6 +46,7 @@ mod timeline;
 mod translate;
 mod usage;
 mod volumes;
+mod watch;
 
 use std::process::ExitCode;
 

@@ -145,6 +145,11 @@ impl Audience {
         self.changed.notify_all();
     }
 
+    /// Another process follows the one that has ended.
+    pub(crate) fn begin_again(&self) {
+        *self.lock() = State::default();
+    }
+
     fn tell(&self, kind: Kind, bytes: &[u8]) {
         let mut state = self.lock();
         if state.watchers.is_empty() {

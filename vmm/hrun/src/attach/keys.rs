@@ -41,6 +41,16 @@ impl FromStr for Keys {
     }
 }
 
+impl Default for Keys {
+    fn default() -> Self {
+        // ctrl-p ctrl-q, as docker has it.
+        Self {
+            sequence: vec![0x10, 0x11],
+            matched: 0,
+        }
+    }
+}
+
 impl Keys {
     /// Takes what was typed and gives what of it is to be passed on; the second value says whether
     /// the sequence is complete, and then nothing behind it is passed on.
@@ -76,7 +86,7 @@ mod tests {
 
     #[test]
     fn keys_are_written_as_docker_has_them() {
-        assert_eq!(keys("ctrl-p,ctrl-q").sequence, [0x10, 0x11]);
+        assert_eq!(keys("ctrl-p,ctrl-q"), Keys::default());
         assert_eq!(keys("ctrl-@,a,ctrl-_").sequence, [0, b'a', 0x1f]);
         for bad in ["", "ctrl-", "ctrl-P", "ab", "ctrl-p,", "ctrl-pq"] {
             assert!(bad.parse::<Keys>().is_err(), "{bad}");

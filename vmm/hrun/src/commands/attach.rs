@@ -56,6 +56,16 @@ pub(super) struct HoldArgs {
     sig_proxy: bool,
 }
 
+impl HoldArgs {
+    /// With docker's keys.
+    pub(super) fn new(sig_proxy: bool) -> Self {
+        Self {
+            detach_keys: Keys::default(),
+            sig_proxy,
+        }
+    }
+}
+
 pub(crate) fn execute(args: &AttachArgs) -> anyhow::Result<u8> {
     let containers = Containers::open(&Dirs::from_env()?)?;
     let record = containers.find(&args.container)?;
@@ -76,6 +86,9 @@ pub(super) fn attach(
     wants_input: bool,
     hold: &HoldArgs,
 ) -> anyhow::Result<u8> {
+    if record.is_restarting() {
+        bail!("Container {wanted} is restarting: wait until it runs");
+    }
     if !record.is_running() {
         bail!("Container {wanted} is not running: `hrun start -a {wanted}` starts and attaches");
     }
@@ -92,6 +105,7 @@ pub(super) fn attach(
         ),
         connected => connected.context("Failed to connect to the owner of the container")?,
     };
+    record.tell("attach", &[]);
     let mut signals = Signals::catch().context("Failed to catch signals")?;
     let vsock = record.vsock_socket();
     let watcher = watcher(&vsock, true, &config, input, hold);

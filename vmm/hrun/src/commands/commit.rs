@@ -58,13 +58,15 @@ pub(crate) fn execute(args: &CommitArgs) -> anyhow::Result<()> {
         author: args.author.clone(),
         comment: args.message.clone(),
         created_by: record.command.join(" "),
-        instructions: [record.instructions, args.change.clone()].concat(),
+        instructions: [record.instructions.clone(), args.change.clone()].concat(),
     };
     let bars = Bars::new(!args.quiet);
     let image = store.build_from_changes(&base, &still.upper, &changes, &new, &bars);
     drop(still);
     bars.clear();
-    super::print(&format!("{}\n", image?.id))
+    let id = image?.id.to_string();
+    record.tell("commit", &[("imageID", &id)]);
+    super::print(&format!("{id}\n"))
 }
 
 /// A new image has no digest yet that its name could state.

@@ -164,8 +164,16 @@ fn run(
     };
     let timeline = Arc::new(timeline);
     let vsock = record.vsock_socket();
-    match session::run(&vsock, start, &mut signals, &timeline, started) {
-        Ok((_, status)) => Ok(status.code()),
+    let mut started = || {
+        record.tell(&format!("exec_start: {}", command.join(" ")), &[]);
+        started();
+    };
+    match session::run(&vsock, start, &mut signals, &timeline, &mut started) {
+        Ok((_, status)) => {
+            let code = status.code();
+            record.tell("exec_die", &[("exitCode", &code.to_string())]);
+            Ok(code)
+        }
         Err(SessionError::Connect(_) | SessionError::Control(_))
             if has_ended(&containers, &record) =>
         {

@@ -22,7 +22,7 @@ use crate::{
     cli::Format,
     container::{Containers, Record, now},
     dirs::Dirs,
-    exit, hint,
+    events, exit, hint,
     options::{limits, size},
     table,
 };
@@ -194,6 +194,10 @@ pub(crate) fn load(args: &LoadArgs) -> anyhow::Result<()> {
             .with_context(|| format!("Failed to load {}", source.display()))?;
         drop(bars);
         for image in images {
+            match image.names.first() {
+                Some(name) => events::image("load", name),
+                None => events::image("load", &image.id),
+            }
             super::print(&loaded(&image, args.quiet))?;
         }
     }
@@ -305,12 +309,15 @@ fn is_name(image: &Image, text: &str) -> bool {
     text.parse().is_ok_and(|name| image.names.contains(&name))
 }
 
+/// Says what was removed, here and to those who look on.
 fn removed(removed: &Removed) -> String {
     let mut text = String::new();
     for name in &removed.untagged {
+        events::image("untag", name);
         text.push_str(&format!("Untagged {name}\n"));
     }
     if let Some(id) = &removed.deleted {
+        events::image("delete", id);
         text.push_str(&format!(
             "Deleted {id}, {} freed\n",
             size::format(removed.freed)
@@ -335,6 +342,7 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<()> {
 
 fn tag(args: &TagArgs) -> anyhow::Result<()> {
     let name = open_store(&Dirs::from_env()?)?.tag(&args.image, &args.name)?;
+    events::image("tag", &name);
     super::print(&format!("Tagged {name}\n"))
 }
 

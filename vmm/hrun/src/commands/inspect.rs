@@ -61,6 +61,7 @@ fn value(dirs: &Dirs, record: &Record, config: Option<&Config>, paused: bool) ->
         "State": state(record, paused),
         "Image": record.image_id,
         "LogPath": dir.join(crate::log::FILE),
+        "RestartCount": record.restarts,
         "GraphDriver": {
             "Name": "overlay",
             "Data": { "UpperDir": dir.join("upper"), "WorkDir": dir.join("work") },
@@ -93,6 +94,10 @@ fn value(dirs: &Dirs, record: &Record, config: Option<&Config>, paused: bool) ->
         "ReadonlyRootfs": options.read_only,
         "GroupAdd": options.groups,
         "OomScoreAdj": options.oom_score_adj,
+        "RestartPolicy": {
+            "Name": config.restart.word(),
+            "MaximumRetryCount": config.restart.max().unwrap_or(0),
+        },
         "LogConfig": {
             "Type": "json-file",
             "Config": {
@@ -125,15 +130,17 @@ fn state(record: &Record, paused: bool) -> Value {
     let (pid, code, finished) = match &record.status {
         Status::Making | Status::Created => (0, Some(0), None),
         Status::Running { vmm } => (vmm.pid, Some(0), None),
+        Status::Restarting { code, finished } => (0, Some(*code), Some(*finished)),
         Status::Exited { code, finished } => (0, *code, Some(*finished)),
     };
     json!({
         "Status": record.status.word(paused),
         "Running": record.is_running(),
         "Paused": paused,
+        "Restarting": record.is_restarting(),
         // The process of its VM, and the one that owns both.
         "Pid": pid,
-        "OwnerPid": record.owner.filter(|_| record.is_running()).unwrap_or(0),
+        "OwnerPid": record.owner.filter(|_| record.is_running() || record.is_restarting()).unwrap_or(0),
         "ExitCode": code,
         "StartedAt": started,
         "FinishedAt": finished.map_or_else(|| NEVER.into(), time::format_seconds),

@@ -24,6 +24,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(700);
 /// How long the owner of a container may take to clear up after its VM.
 const OWNER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How often is looked whether a container that was about to be started has been.
+const POLL: Duration = Duration::from_millis(100);
+
 /// Seconds between being asked to end and being ended, as docker has it.
 const GRACE: i64 = 10;
 
@@ -70,10 +73,18 @@ pub(crate) fn kill(args: &KillArgs) -> anyhow::Result<()> {
     let number = signal::parse(&args.signal)?;
     let containers = Containers::open(&Dirs::from_env()?)?;
     for_each(&args.containers, |wanted| {
-        let record = containers.find(wanted)?;
+        // Between two runs there is no process; that none comes is what was asked for.
+        let Some(record) = settled(&containers, containers.find(wanted)?)? else {
+            return Ok(());
+        };
         if !record.is_running() {
             bail!("Cannot kill container {wanted}: it is not running");
         }
+        let own = containers.config(&record).ok();
+        if own.is_some_and(|config| config.stop_signal == number) {
+            record.forbid_restart();
+        }
+        record.tell("kill", &[("signal", &number.to_string())]);
         if number == i32::from(signal::KILL) {
             return end(&containers, &record);
         }
@@ -95,7 +106,11 @@ pub(crate) fn stop(args: &StopArgs) -> anyhow::Result<()> {
     let containers = Containers::open(&Dirs::from_env()?)?;
     for_each(&args.containers, |wanted| {
         let record = containers.find(wanted)?;
-        stop_one(&containers, &record, args.time, signal)
+        stop_one(&containers, &record, args.time, signal)?;
+        if !record.status.rests() {
+            record.tell("stop", &[]);
+        }
+        Ok(())
     })
 }
 
@@ -106,9 +121,13 @@ pub(super) fn stop_one(
     time: Option<i64>,
     signal: Option<i32>,
 ) -> anyhow::Result<()> {
+    let Some(record) = &settled(containers, record.clone())? else {
+        return Ok(());
+    };
     if !record.is_running() {
         return Ok(());
     }
+    record.forbid_restart();
     let config = containers.config(record).ok();
     let own = config.as_ref();
     let signal = signal
@@ -138,9 +157,34 @@ pub(super) fn stop_one(
     }
 }
 
+/// Has a container that is between two runs not be started again, and then gives nothing; unless its
+/// owner was faster. One that is not is given back as it is.
+fn settled(containers: &Containers, record: Record) -> anyhow::Result<Option<Record>> {
+    if !record.is_restarting() {
+        return Ok(Some(record));
+    }
+    record.forbid_restart();
+    let mut waiting = containers.waiting(&record)?;
+    let deadline = Instant::now() + OWNER_TIMEOUT;
+    while waiting.wait(Some(Instant::now() + POLL))?.is_none() {
+        let now = containers.find(record.id.as_str())?;
+        if now.is_running() {
+            return Ok(Some(now));
+        }
+        if Instant::now() >= deadline {
+            bail!(
+                "Container {} does not end: its owner does nothing",
+                record.name
+            );
+        }
+    }
+    Ok(None)
+}
+
 /// Ends a container at once: by the signal, so that everything in it ends as it should; and if the
 /// guest does not answer, by ending its VM.
 pub(super) fn end(containers: &Containers, record: &Record) -> anyhow::Result<()> {
+    record.forbid_restart();
     let mut waiting = match containers.waiting(record) {
         Ok(waiting) => waiting,
         Err(crate::container::ContainerError::NotFound(_)) => return Ok(()),

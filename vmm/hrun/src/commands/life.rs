@@ -164,7 +164,9 @@ pub(crate) fn restart(args: &RestartArgs) -> anyhow::Result<()> {
         }
         kill::stop_one(&containers, &record, args.time, None)?;
         let record = containers.find(record.id.as_str())?;
-        start_one(&containers, &record)
+        start_one(&containers, &record)?;
+        record.tell("restart", &[]);
+        Ok(())
     })
 }
 

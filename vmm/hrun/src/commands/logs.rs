@@ -11,7 +11,8 @@ use anyhow::Context;
 use crate::{
     container::{Containers, Waiting},
     dirs::Dirs,
-    log::{Entry, Reader},
+    log::{self, Entry},
+    rotated::Reader,
     time,
 };
 
@@ -90,7 +91,7 @@ pub(crate) fn execute(args: &LogsArgs) -> anyhow::Result<()> {
         .follow
         .then(|| containers.waiting(&record))
         .transpose()?;
-    let mut reader = Reader::open(&containers.log_dir(&record), args.follow)
+    let mut reader = Reader::open(&containers.log_dir(&record), log::FILE, args.follow)
         .with_context(|| format!("Failed to open the log of container {}", record.name))?;
     match print(&mut reader, tail, waiting, &mut show) {
         // Who stopped reading has seen enough.

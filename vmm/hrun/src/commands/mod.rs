@@ -7,6 +7,7 @@ mod completions;
 pub(crate) mod create;
 pub(crate) mod diff;
 mod doctor;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod export;
 pub(crate) mod image;
@@ -26,6 +27,7 @@ pub(crate) mod shim;
 pub(crate) mod stats;
 pub(crate) mod system;
 pub(crate) mod template;
+pub(crate) mod update;
 
 use std::io::{self, Write};
 
@@ -53,9 +55,11 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Pause(args) => done(life::pause(&args, true)),
         Command::Unpause(args) => done(life::pause(&args, false)),
         Command::Rename(args) => done(life::rename(&args)),
+        Command::Update(args) => done(update::execute(&args)),
         Command::Logs(args) => done(logs::execute(&args)),
         Command::Top(args) => life::top(&args, timeline),
         Command::Stats(args) => done(stats::execute(&args)),
+        Command::Events(args) => done(events::execute(&args)),
         Command::Inspect(args) => done(inspect::execute(&args)),
         Command::Shim(args) => shim::execute(&args, timeline),
         Command::Ps(args) => done(ps::execute(&args)),

@@ -22,8 +22,8 @@ Examples:
   hrun ps --format '{{.ID}} {{.Names}}'
   hrun ps -aq | xargs -r hrun rm            Clear up
 
-Filters: id, name (a part of it), ancestor (the image), status (created, running, paused, exited) and
-exited (the exit status). A container has to fit one of each kind.")]
+Filters: id, name (a part of it), ancestor (the image), status (created, running, paused,
+restarting, exited) and exited (the exit status). A container has to fit one of each kind.")]
 pub(crate) struct PsArgs {
     /// Show stopped containers as well
     #[arg(short, long)]
@@ -74,7 +74,9 @@ impl std::str::FromStr for Filter {
             "id" => Self::Id(value.into()),
             "name" => Self::Name(value.into()),
             "ancestor" => Self::Ancestor(value.into()),
-            "status" if ["created", "running", "paused", "exited"].contains(&value) => {
+            "status"
+                if ["created", "running", "paused", "restarting", "exited"].contains(&value) =>
+            {
                 Self::Status(value.into())
             }
             "exited" => Self::Exited(value.parse().map_err(|_| refused())?),
@@ -248,6 +250,12 @@ fn status(record: &Record, paused: bool, now: u64) -> String {
             let started = record.started.unwrap_or(record.created);
             let paused = if paused { " (Paused)" } else { "" };
             format!("Up {}{paused}", table::span(now.saturating_sub(started)))
+        }
+        Status::Restarting { code, finished } => {
+            format!(
+                "Restarting ({code}) {}",
+                table::ago(now.saturating_sub(*finished))
+            )
         }
         Status::Exited { code, finished } => {
             let code = code.map_or_else(|| "unknown".into(), |code| code.to_string());

@@ -10,7 +10,7 @@ use image::{
 };
 
 use super::image::{open_store_to_fill, progress::Bars};
-use crate::dirs::Dirs;
+use crate::{dirs::Dirs, events};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -91,7 +91,9 @@ pub(crate) fn pull(
     bars.say(&format!("Pulling {name}"));
     let pulled = store.pull(name, options, &bars);
     bars.clear();
-    pulled.with_context(|| format!("Failed to pull {name}"))
+    let pulled = pulled.with_context(|| format!("Failed to pull {name}"))?;
+    events::image("pull", name);
+    Ok(pulled)
 }
 
 fn said(name: &Reference, pulled: &Pulled, quiet: bool) -> String {

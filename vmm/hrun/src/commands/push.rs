@@ -7,7 +7,7 @@ use image::{
 };
 
 use super::image::{open_store, progress::Bars};
-use crate::{dirs::Dirs, exit, options::size, table};
+use crate::{dirs::Dirs, events, exit, options::size, table};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -75,6 +75,7 @@ pub(crate) fn execute(args: &PushArgs) -> anyhow::Result<()> {
             table::printable(&missing.what)
         ));
     }
+    events::image("push", &destination);
     super::print(&said(&destination, &pushed, index.as_ref(), args.quiet))
 }
 

@@ -12,7 +12,12 @@ use image::{FindError, Image, Platform, Reference, Store};
 
 pub(crate) use args::{ContainerArgs, RunArgs, TimelineFormat, cpus, memory};
 
-use super::{image::progress::Bars, pull::When, shim};
+use super::{
+    attach::{self, HoldArgs},
+    image::progress::Bars,
+    pull::When,
+    shim,
+};
 use crate::{
     container::Containers,
     dirs::Dirs,
@@ -22,6 +27,7 @@ use crate::{
     log::LogOptions,
     parts::Parts,
     relay::Output,
+    restart::RestartPolicy,
     signals::Signals,
     spec::Process,
     terminal,
@@ -56,6 +62,10 @@ pub(crate) fn execute(
 fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyhow::Result<u8> {
     let asked = &args.container;
     let options = asked.validate()?;
+    let debugs = args.timeline.is_some() || args.console.is_some() || args.profile.is_some();
+    if debugs && asked.restart != RestartPolicy::No {
+        bail!("--timeline, --console and --profile are of one run: they do not go with --restart");
+    }
     let dirs = Dirs::from_env()?;
     host::require_root()?;
     // A signal may end a pull at once: nothing but resumable downloads stays.
@@ -88,6 +98,15 @@ fn run(args: &RunArgs, implied: Option<&str>, timeline: &Arc<Timeline>) -> anyho
         shim::spawn(container, Some(args.start))?;
         super::print(&format!("{id}\n"))?;
         return Ok(0);
+    }
+    if asked.restart != RestartPolicy::No {
+        // Whoever restarts it outlives us: it runs in the background and we look on.
+        let record = container.record().clone();
+        let hold = HoldArgs::new(args.sig_proxy);
+        drop(signals);
+        return attach::attach_to_start(&record, &config, input, &hold, || {
+            shim::begin(container, Some(args.start), true)
+        });
     }
     let launch = Launch {
         dirs: &dirs,

@@ -5,7 +5,12 @@
 //! the report. It ends when the container does, and nothing else ends it but `kill -9`: then the
 //! VM ends as well, and the next hrun clears up.
 
-use std::{ffi::OsString, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    ffi::OsString,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use clap::ValueEnum;
@@ -20,6 +25,7 @@ use crate::{
     launch::Launch,
     parts::Parts,
     relay::Output,
+    restart::Backoff,
     sandbox::Way,
     signals::Signals,
     timeline::Timeline,
@@ -86,8 +92,8 @@ fn run(
     let dirs = Dirs::from_env()?;
     let id = Id::try_from(args.id.clone()).map_err(|_| BackgroundError::Silent)?;
     let containers = Containers::open(&dirs)?;
-    let container = containers.take(&id, lock)?;
-    let config = containers.config(container.record())?;
+    let mut container = containers.take(&id, lock)?;
+    let mut config = containers.config(container.record())?;
     let store = open_store(&dirs)?;
     let image = image_of(&store, container.record())?;
     let in_use = store.use_image(&image)?;
@@ -107,26 +113,75 @@ fn run(
     if args.attached {
         audience.await_first(ATTACH_TIMEOUT);
     }
-    let launch = Launch {
-        dirs: &dirs,
-        config: &config,
-        image: &image,
-        disk,
-        parts: &parts,
-        way: args.start,
-        console: None,
-        profile: None,
-        input: false,
-        output: Output::Kept(Arc::new(log), Arc::clone(&audience)),
-        proxy_signals: true,
-        timeline: &timeline,
-    };
-    let mut has_started = false;
-    let result = launch.run(container, &mut signals, &mut || {
-        has_started = true;
-        background.started();
-    });
-    // Of a start that failed its caller hears by the report.
-    audience.end(result.as_ref().ok().copied().filter(|_| has_started));
-    result
+    let output = Output::Kept(Arc::new(log), Arc::clone(&audience));
+    let mut backoff = Backoff::new();
+    loop {
+        let launch = Launch {
+            dirs: &dirs,
+            config: &config,
+            image: &image,
+            disk: disk.clone(),
+            parts: &parts,
+            way: args.start,
+            console: None,
+            profile: None,
+            input: false,
+            output: output.clone(),
+            proxy_signals: true,
+            timeline: &timeline,
+        };
+        let begun = Instant::now();
+        let mut has_started = false;
+        let run = launch.once(&mut container, &mut signals, &mut || {
+            has_started = true;
+            background.started();
+        });
+        let (code, outcome) = match run {
+            Ok(run) => (run.code, run.outcome),
+            Err(error) => (None, Err(error)),
+        };
+        // Of a start that failed its caller hears by the report.
+        let told = outcome.as_ref().ok().copied().filter(|_| has_started);
+        audience.end(told);
+        let is_first = container.record().restarts == 0;
+        let code = match (code, &outcome) {
+            (Some(code), _) => code,
+            // Nothing has run: nothing stays.
+            (None, _) if is_first => return outcome,
+            // What worked before may work again.
+            (None, Ok(code)) => *code,
+            (None, Err(error)) => exit::status_of(error, true),
+        };
+        // As it is now: somebody may have asked for another policy.
+        config = containers.config(container.record()).unwrap_or(config);
+        let again = config.restart.restarts(code, container.record().restarts);
+        if !again || !pause(&mut container, code, backoff.after(begun.elapsed()))? {
+            container.settle(code)?;
+            return outcome;
+        }
+        audience.begin_again();
+    }
+}
+
+/// Waits before another start of a container that ended with this status; false if somebody does not
+/// want it any more.
+fn pause(container: &mut Container, code: u8, length: Duration) -> anyhow::Result<bool> {
+    let deadline = Instant::now() + length;
+    // From here on nothing is missed.
+    let changes = container
+        .watch()
+        .context("Failed to watch the container's runtime directory")?;
+    if container.is_unwanted() {
+        return Ok(false);
+    }
+    container.restarting(code)?;
+    while !container.is_unwanted() {
+        if Instant::now() >= deadline {
+            return Ok(true);
+        }
+        changes
+            .wait(Some(deadline))
+            .context("Failed to wait for the container's next start")?;
+    }
+    Ok(false)
 }

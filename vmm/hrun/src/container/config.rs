@@ -1,5 +1,5 @@
 //! What a container is to be, `config.json`: all that is needed to start it again, or to start a
-//! further process in it. Written once, when the container is made.
+//! further process in it. Written when the container is made, and by `hrun update`.
 
 use std::{
     fs::{self, File},
@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 use super::{ContainerError, Containers, Record};
 use crate::{
     log::LogOptions,
+    restart::RestartPolicy,
     spec::{Process, RunOptions},
 };
 
 const VERSION: u32 = 1;
 const FILE: &str = "config.json";
+const NEW_FILE: &str = "config.json.new";
 
 /// A container as it was asked for, with what its image said at that time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ pub(crate) struct Config {
     /// not made in the background.
     #[serde(default)]
     pub(crate) stdin_once: bool,
+    /// Whether it is started again when its command ends.
+    #[serde(default)]
+    pub(crate) restart: RestartPolicy,
 }
 
 impl Config {
@@ -52,6 +57,7 @@ impl Config {
             stop_timeout,
             log,
             stdin_once: false,
+            restart: RestartPolicy::No,
         }
     }
 
@@ -63,12 +69,13 @@ impl Config {
 
     /// Writes it into a container's directory; `keep` if a power cut must not take it away.
     pub(super) fn write(&self, dir: &Path, keep: bool) -> io::Result<()> {
-        let mut file = File::create(dir.join(FILE))?;
+        let new = dir.join(NEW_FILE);
+        let mut file = File::create(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         if keep {
             file.sync_all()?;
         }
-        Ok(())
+        fs::rename(new, dir.join(FILE))
     }
 
     /// Reads the one of a container's directory, if there is one that this hrun understands.
@@ -92,6 +99,21 @@ impl Containers {
             Ok(None) => Err(ContainerError::NoConfig(record.name.clone())),
             Err(source) => Err(ContainerError::Read { path: dir, source }),
         }
+    }
+
+    /// Has a container be something else: its policies at once, the rest from its next start on.
+    pub(crate) fn reconfigure(
+        &self,
+        record: &Record,
+        edit: impl FnOnce(&mut Config),
+    ) -> Result<(), ContainerError> {
+        let _lock = self.lock()?;
+        let mut config = self.config(record)?;
+        edit(&mut config);
+        let path = self.store.join(record.id.as_str());
+        config
+            .write(&path, !record.auto_remove)
+            .map_err(|source| ContainerError::Write { path, source })
     }
 }
 

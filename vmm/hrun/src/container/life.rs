@@ -21,6 +21,10 @@ use super::{
 /// every process.
 pub(super) const KILLED: &str = "killed";
 
+/// Marks in its runtime directory a container that a user wants to end: whatever its restart policy
+/// says, it is not started again.
+pub(super) const STOPPED: &str = "stopped";
+
 /// How long the VM may take to say how it is.
 const STATE_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -49,6 +53,17 @@ impl Record {
         matches!(self.status, Status::Running { .. })
     }
 
+    /// Whether it has ended and its owner is about to start it again.
+    pub(crate) fn is_restarting(&self) -> bool {
+        matches!(self.status, Status::Restarting { .. })
+    }
+
+    /// Has its owner not start it again when it ends, or if it has ended.
+    pub(crate) fn forbid_restart(&self) {
+        // If its owner just removed the directory, it has ended.
+        let _ = fs::write(self.runtime_dir.join(STOPPED), "");
+    }
+
     /// Whether it runs and its VM's CPUs stand still. A VM that does not say is about to end.
     pub(crate) fn is_paused(&self) -> bool {
         self.is_running()
@@ -75,7 +90,9 @@ impl Record {
         set().map_err(|source| ContainerError::Pause {
             name: self.name.clone(),
             source,
-        })
+        })?;
+        self.tell(if paused { "pause" } else { "unpause" }, &[]);
+        Ok(())
     }
 
     /// Ends its VM at once. Its owner takes that for the work of a signal.
@@ -146,7 +163,7 @@ impl Containers {
             Status::Exited { code, .. } => Some(Ending { code }),
             // Nobody has to wait for what does not run, as docker has it.
             Status::Created => Some(Ending { code: Some(0) }),
-            Status::Making | Status::Running { .. } => None,
+            Status::Making | Status::Running { .. } | Status::Restarting { .. } => None,
         };
         if ended.is_some() {
             return Ok(Waiting {
@@ -187,11 +204,13 @@ impl Containers {
         }
         let current = records.into_iter().find(|record| record.id == found.id);
         let mut record = current.ok_or_else(|| ContainerError::NotFound(wanted.into()))?;
-        record.name = new.into();
+        let old = std::mem::replace(&mut record.name, new.into());
         let path = self.store.join(record.id.as_str());
         record
             .write(&path)
-            .map_err(|source| ContainerError::Write { path, source })
+            .map_err(|source| ContainerError::Write { path, source })?;
+        record.tell("rename", &[("oldName", &old)]);
+        Ok(())
     }
 
     /// Takes a container that rests, to start it; none if it runs.

@@ -166,7 +166,9 @@ impl Containers {
         let runtime_dir = self.runtime.join(id.short());
         let dir = self.store.join(id.as_str());
         let record = Record::new(new, id, name, runtime_dir, now());
-        Container::create(dir, record)
+        let container = Container::create(dir, record)?;
+        container.record().tell("create", &[]);
+        Ok(container)
     }
 
     /// Finds a container by its name, its identifier or the beginning of that.
@@ -263,8 +265,10 @@ fn sweep_one(dir: &Path) -> Result<Option<Record>, ContainerError> {
         }
         Found::Record(record) => match record.status {
             Status::Exited { .. } | Status::Created => Some(*record),
-            Status::Running { .. } if !record.auto_remove => Some(mark_lost(dir, *record)?),
-            Status::Running { .. } | Status::Making => {
+            Status::Running { .. } | Status::Restarting { .. } if !record.auto_remove => {
+                Some(mark_lost(dir, *record)?)
+            }
+            Status::Running { .. } | Status::Restarting { .. } | Status::Making => {
                 bury(dir, &record)?;
                 None
             }
@@ -285,17 +289,25 @@ fn read(dir: &Path) -> Result<Found, ContainerError> {
     }
 }
 
-/// The container's owner died: ends its VM and writes down that nobody saw how it ended.
+/// The container's owner died: ends its VM and writes down that nobody saw how it ended, unless
+/// somebody did.
 fn mark_lost(dir: &Path, mut record: Record) -> Result<Record, ContainerError> {
     end(&record)?;
-    record.status = Status::Exited {
-        code: None,
-        finished: now(),
+    record.status = match record.status {
+        Status::Restarting { code, finished } => Status::Exited {
+            code: Some(code),
+            finished,
+        },
+        _ => Status::Exited {
+            code: None,
+            finished: now(),
+        },
     };
     record.write(dir).map_err(|source| ContainerError::Write {
         path: dir.into(),
         source,
     })?;
+    record.tell("die", &[]);
     Ok(record)
 }
 
@@ -307,7 +319,9 @@ fn bury(dir: &Path, record: &Record) -> Result<(), ContainerError> {
         path: dir.into(),
         source,
     })?;
-    remove_container(dir)
+    remove_container(dir)?;
+    record.tell("destroy", &[]);
+    Ok(())
 }
 
 /// Removes a container's directory, its lock file last.
@@ -349,6 +363,7 @@ fn end(record: &Record) -> Result<(), ContainerError> {
 /// Ends the VM of a live container and waits until its owner has let go of it; `None` if the
 /// owner removed it.
 fn take_over(dir: &Path, record: &Record) -> Result<Option<File>, ContainerError> {
+    record.forbid_restart();
     record.kill_vm()?;
     let deadline = Instant::now() + OWNER_TIMEOUT;
     loop {

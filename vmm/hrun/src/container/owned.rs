@@ -13,11 +13,16 @@ use std::{
 
 use super::{
     Config, ContainerError, LOCK, Record, STORE_LOCK, Status, WritableLayer, bury, end,
-    layer::LayerError, life::KILLED, now, open_lock, record::Found, remove_tree,
+    layer::LayerError,
+    life::{KILLED, STOPPED},
+    now, open_lock,
+    record::Found,
+    remove_tree,
 };
 use crate::{
     log::{Log, LogOptions},
     process::ProcessIdentity,
+    watch::Changes,
 };
 
 /// A live container, owned by this process.
@@ -89,13 +94,14 @@ impl Container {
             path: dir.clone(),
             source,
         };
-        let record = match Record::read(&dir).map_err(read)? {
+        let mut record = match Record::read(&dir).map_err(read)? {
             Found::Record(record) => *record,
             Found::Nothing | Found::Unreadable => {
                 return Err(read(io::ErrorKind::NotFound.into()));
             }
         };
         let before = record.status.rests().then(|| record.status.clone());
+        record.restarts = 0;
         Ok(Self {
             dir,
             record,
@@ -164,6 +170,34 @@ impl Container {
         self.record.runtime_dir.join(KILLED).exists()
     }
 
+    /// Whether a user wants it to end, whatever its restart policy says.
+    pub(crate) fn is_unwanted(&self) -> bool {
+        self.record.runtime_dir.join(STOPPED).exists()
+    }
+
+    /// Watches out for a user who wants it to end.
+    pub(crate) fn watch(&self) -> io::Result<Changes> {
+        Changes::of(&self.record.runtime_dir)
+    }
+
+    /// Its VM is gone and it is about to be started again: writes that down, and makes room for the
+    /// sockets of another VM. From now on a start that fails leaves it ended, with this status.
+    pub(crate) fn restarting(&mut self, code: u8) -> Result<(), ContainerError> {
+        let finished = now();
+        self.record.status = Status::Restarting { code, finished };
+        self.record.restarts = self.record.restarts.saturating_add(1);
+        self.before = Some(Status::Exited {
+            code: Some(code),
+            finished,
+        });
+        for path in [self.control_socket(), self.vsock_socket()] {
+            remove_tree(&path)?;
+        }
+        remove_tree(&self.record.runtime_dir.join(KILLED))?;
+        self.tell_end(code);
+        self.write()
+    }
+
     /// Writes down that its VM runs.
     pub(crate) fn running(&mut self, vmm: ProcessIdentity) -> Result<(), ContainerError> {
         self.record.started = Some(now());
@@ -180,6 +214,7 @@ impl Container {
         // Who waits for the end holds the file open: there it reads how it was, whatever becomes
         // of the container. Who cannot read it knows as much as before.
         let _ = self.lock.write_all(format!("{code}\n").as_bytes());
+        self.tell_end(code);
         if self.record.auto_remove {
             return bury(&self.dir, &self.record);
         }
@@ -189,6 +224,10 @@ impl Container {
         };
         self.write()?;
         remove_tree(&self.record.runtime_dir)
+    }
+
+    fn tell_end(&self, code: u8) {
+        self.record.tell("die", &[("exitCode", &code.to_string())]);
     }
 
     /// Ends ownership as `kill -9` does: nothing is undone.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Id;
 use crate::{
+    events::{Event, Kind},
     process::ProcessIdentity,
     state_file::{self, Durable},
 };
@@ -43,6 +44,9 @@ pub(crate) struct Record {
     /// When its command was last started, in seconds since the Unix epoch.
     #[serde(default)]
     pub(crate) started: Option<u64>,
+    /// How often its owner has started it again.
+    #[serde(default)]
+    pub(crate) restarts: u32,
     /// The process that owns it while it runs.
     #[serde(default)]
     pub(crate) owner: Option<i32>,
@@ -65,6 +69,13 @@ pub(crate) enum Status {
         /// The process of its VM.
         vmm: ProcessIdentity,
     },
+    /// Its command has ended, and its owner is about to start it again.
+    Restarting {
+        /// With this status.
+        code: u8,
+        /// When, in seconds since the Unix epoch.
+        finished: u64,
+    },
     /// Its command has ended.
     Exited {
         /// With this status, if anybody saw it.
@@ -81,6 +92,7 @@ impl Status {
             Self::Making | Self::Created => "created",
             Self::Running { .. } if paused => "paused",
             Self::Running { .. } => "running",
+            Self::Restarting { .. } => "restarting",
             Self::Exited { .. } => "exited",
         }
     }
@@ -123,6 +135,7 @@ impl Record {
             created: now,
             auto_remove: new.auto_remove,
             started: None,
+            restarts: 0,
             owner: None,
             runtime_dir,
             status: Status::Making,
@@ -159,6 +172,16 @@ impl Record {
         state_file::read(dir, |record: &Self| record.version == VERSION)
     }
 
+    /// Tells those who look on that something happened to it.
+    pub(crate) fn tell(&self, action: &str, more: &[(&str, &str)]) {
+        // It is HRUN_STATE/containers/SHORT.
+        if let Some(state) = self.runtime_dir.ancestors().nth(2) {
+            let own = [("image", self.image.as_str()), ("name", &self.name)];
+            let attributes: Vec<_> = own.iter().chain(more).copied().collect();
+            Event::now(Kind::Container, action, self.id.as_str(), &attributes).tell(state);
+        }
+    }
+
     /// Takes the record away: what is left of the container is then garbage.
     pub(crate) fn erase(dir: &Path) -> io::Result<()> {
         state_file::erase(dir)
@@ -188,6 +211,10 @@ mod tests {
                     pid: 9,
                     start_ticks: 8,
                 },
+            },
+            Status::Restarting {
+                code: 2,
+                finished: 3,
             },
             Status::Exited {
                 code: Some(3),

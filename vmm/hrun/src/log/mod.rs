@@ -6,8 +6,6 @@
 //! {"log":"hello\n","stream":"stdout","time":"2026-01-31T12:00:00.000000000Z"}
 //! ```
 
-mod reader;
-
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
@@ -17,8 +15,6 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-
-pub(crate) use reader::{Entry, Reader};
 
 use crate::{
     options::size::{self, SizeError},
@@ -89,6 +85,23 @@ impl LogOptions {
             }
         }
         Ok(parsed)
+    }
+}
+
+/// Something that a container said.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct Entry {
+    /// As it was said, with the end of its line if it had one.
+    pub(crate) log: String,
+    pub(crate) stream: String,
+    /// RFC 3339.
+    pub(crate) time: String,
+}
+
+impl Entry {
+    /// When it was said, in nanoseconds since the Unix epoch.
+    pub(crate) fn time_ns(&self) -> i64 {
+        time::rfc3339(&self.time).unwrap_or(0)
     }
 }
 

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::rotated::Reader;
 
 fn options(max_size: u64, max_files: u32) -> LogOptions {
     LogOptions {
@@ -10,7 +11,7 @@ fn options(max_size: u64, max_files: u32) -> LogOptions {
 }
 
 fn all(reader: &mut Reader) -> Vec<(String, String)> {
-    std::iter::from_fn(|| reader.next().unwrap())
+    std::iter::from_fn(|| reader.next::<Entry>().unwrap())
         .map(|entry| (entry.stream, entry.log))
         .collect()
 }
@@ -30,8 +31,8 @@ fn output_is_kept_line_by_line_with_its_stream_and_time() {
     err.write(b"no \xff\n");
     out.write(b"o\nend");
     drop(out);
-    let mut reader = Reader::open(dir.path(), false).unwrap();
-    let first = reader.next().unwrap().unwrap();
+    let mut reader = Reader::open(dir.path(), FILE, false).unwrap();
+    let first: Entry = reader.next().unwrap().unwrap();
     assert!((before..=time::now_ns()).contains(&first.time_ns()));
     assert_eq!(first.log, "one\n");
     assert_eq!(
@@ -52,7 +53,7 @@ fn a_line_without_end_does_not_fill_the_memory() {
     out.write(&vec![b'\0'; MAX_LINE * 2 + 5]);
     assert_eq!(out.line.len(), 5);
     drop(out);
-    let mut reader = Reader::open(dir.path(), false).unwrap();
+    let mut reader = Reader::open(dir.path(), FILE, false).unwrap();
     let lengths: Vec<usize> = all(&mut reader).iter().map(|(_, log)| log.len()).collect();
     assert_eq!(lengths, [MAX_LINE, MAX_LINE, 5]);
 }
@@ -74,7 +75,7 @@ fn files_are_rotated_and_the_oldest_goes() {
     for file in &files {
         assert!(file.metadata().unwrap().len() <= 1000);
     }
-    let lines = all(&mut Reader::open(dir.path(), false).unwrap());
+    let lines = all(&mut Reader::open(dir.path(), FILE, false).unwrap());
     assert_eq!(lines.last(), Some(&pair("stdout", "line 99\n")));
     let first = 100 - lines.len();
     assert!(first > 0 && lines[0] == pair("stdout", &format!("line {first}\n")));
@@ -89,7 +90,7 @@ fn one_file_is_enough() {
         out.write(format!("line {number}\n").as_bytes());
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    let lines = all(&mut Reader::open(dir.path(), false).unwrap());
+    let lines = all(&mut Reader::open(dir.path(), FILE, false).unwrap());
     assert_eq!(lines.last(), Some(&pair("stdout", "line 19\n")));
 }
 
@@ -98,7 +99,7 @@ fn a_reader_follows_through_a_rotation() {
     let dir = tempfile::tempdir().unwrap();
     let log = Arc::new(Log::open(dir.path(), options(300, 10)).unwrap());
     let mut out = LogStream::new(log, "stdout");
-    let mut reader = Reader::open(dir.path(), true).unwrap();
+    let mut reader = Reader::open(dir.path(), FILE, true).unwrap();
     for number in 0..20 {
         out.write(format!("{number}\n").as_bytes());
         reader
@@ -114,7 +115,7 @@ fn half_a_line_does_not_spoil_the_next_one() {
     fs::write(dir.path().join(FILE), "{\"log\":\"hal").unwrap();
     let log = Arc::new(Log::open(dir.path(), LogOptions::default()).unwrap());
     LogStream::new(log, "stdout").write(b"whole\n");
-    let lines = all(&mut Reader::open(dir.path(), false).unwrap());
+    let lines = all(&mut Reader::open(dir.path(), FILE, false).unwrap());
     assert_eq!(lines, [pair("stdout", "whole\n")]);
 }
 

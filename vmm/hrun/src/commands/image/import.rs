@@ -13,6 +13,7 @@ use super::{open_store, progress::Bars};
 use crate::{
     commands::{commit::check_name, print},
     dirs::Dirs,
+    events,
 };
 
 #[derive(Debug, clap::Args)]
@@ -67,5 +68,6 @@ pub(crate) fn execute(args: &ImportArgs) -> anyhow::Result<()> {
     let image = store.build_from_archive(&mut archive, &new, &bars);
     bars.clear();
     let image = image.with_context(|| format!("Failed to import {source}"))?;
+    events::image("import", &image.id);
     print(&format!("{}\n", image.id))
 }

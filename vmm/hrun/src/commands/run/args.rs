@@ -12,6 +12,7 @@ use crate::{
     container::{Config as ContainerConfig, NewRecord},
     log::LogOptions,
     options::{capability, env as environment, security, signal, size, ulimit, volume},
+    restart::RestartPolicy,
     rootfs::{Carrier, Rootfs, Stacked},
     sandbox::Way,
     seccomp::Profile,
@@ -31,6 +32,7 @@ Examples:
   hrun run --rm -it -v ./src:/src -w /src debian bash
   hrun run -d --name web --log-opt max-size=1m busybox httpd -f
   hrun run --name db --memory 1g --cpus 2 -e POSTGRES_PASSWORD postgres
+  hrun run -d --name job --restart on-failure:5 busybox sh -c 'sleep 1; exit 1'
   hrun run --rm --pull always registry.example/team/app:1.4
   hrun run --rm --timeline busybox true
 
@@ -91,6 +93,10 @@ pub(crate) struct ContainerArgs {
     /// Remove the container when its command ends
     #[arg(long)]
     pub(crate) rm: bool,
+    /// Start the command again when it ends, after a pause that grows: no, always, unless-stopped or
+    /// on-failure[:NUMBER]
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub(crate) restart: RestartPolicy,
     /// Name the container; otherwise it is given one
     #[arg(long)]
     pub(crate) name: Option<String>,
@@ -210,6 +216,11 @@ impl ContainerArgs {
     /// Turns what was typed into what it means.
     pub(crate) fn validate(&self) -> anyhow::Result<RunOptions> {
         let (image, command) = self.words.split_first().context("No image is named")?;
+        if self.rm && self.restart != RestartPolicy::No {
+            bail!(
+                "--restart keeps the container for another start and --rm removes it: choose one"
+            );
+        }
         let own = |name: &str| env::var(name).ok();
         let mut edits = Vec::new();
         for file in &self.env_file {
@@ -295,6 +306,7 @@ impl ContainerArgs {
         let mut config =
             ContainerConfig::new(options, process, stop_signal, self.stop_timeout, log);
         config.stdin_once = stdin_once;
+        config.restart = self.restart;
         (record, config)
     }
 

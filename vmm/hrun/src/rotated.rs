@@ -1,4 +1,5 @@
-//! Reads a log, oldest file first, and goes on with what is written while it is read.
+//! Reads lines of JSON from a file that is rotated, oldest file first, and goes on with what is
+//! written while it is read: `NAME` is written, `NAME.1` is older, and so on.
 
 use std::{
     collections::VecDeque,
@@ -8,68 +9,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags},
-    fd::OwnedFd,
-    fs::inotify,
-};
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::FILE;
-use crate::{poll, time};
+use crate::watch::Changes;
 
-/// Longest line that is taken for an entry, in bytes: one of [`super::MAX_LINE`] in which every byte
-/// had to be escaped is shorter.
+/// Longest line that is taken for an entry, in bytes: one of [`crate::log::MAX_LINE`] in which every
+/// byte had to be escaped is shorter.
 const MAX_ENTRY: usize = 256 << 10;
 
-/// Something that a container said.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(crate) struct Entry {
-    /// As it was said, with the end of its line if it had one.
-    pub(crate) log: String,
-    pub(crate) stream: String,
-    /// RFC 3339.
-    pub(crate) time: String,
-}
-
-impl Entry {
-    /// When it was said, in nanoseconds since the Unix epoch.
-    pub(crate) fn time_ns(&self) -> i64 {
-        time::rfc3339(&self.time).unwrap_or(0)
-    }
-}
-
-/// A place in a log.
+/// A place in such a file.
 #[derive(Debug)]
 pub(crate) struct Reader {
     dir: PathBuf,
+    file: &'static str,
     older: VecDeque<File>,
     current: Option<BufReader<File>>,
     line: Vec<u8>,
-    changes: Option<OwnedFd>,
+    changes: Option<Changes>,
 }
 
 impl Reader {
-    /// Opens the log of the container in `dir`, at its beginning; with `follow`, so that
+    /// Opens the file of this name in `dir`, at its beginning; with `follow`, so that
     /// [`Reader::wait`] can be used.
-    pub(crate) fn open(dir: &Path, follow: bool) -> io::Result<Self> {
-        let changes = follow.then(|| {
-            let changes =
-                inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-            let flags = inotify::WatchFlags::MODIFY
-                | inotify::WatchFlags::CREATE
-                | inotify::WatchFlags::MOVED_TO
-                | inotify::WatchFlags::CLOSE_WRITE
-                | inotify::WatchFlags::DELETE;
-            inotify::add_watch(&changes, dir, flags)?;
-            io::Result::Ok(changes)
-        });
-        let changes = changes.transpose()?;
+    pub(crate) fn open(dir: &Path, file: &'static str, follow: bool) -> io::Result<Self> {
+        let changes = follow.then(|| Changes::of(dir)).transpose()?;
         let mut older = VecDeque::new();
         for number in 0.. {
             let name = match number {
-                0 => FILE.to_owned(),
-                _ => format!("{FILE}.{number}"),
+                0 => file.to_owned(),
+                _ => format!("{file}.{number}"),
             };
             match File::open(dir.join(name)) {
                 Ok(file) => older.push_front(file),
@@ -79,6 +47,7 @@ impl Reader {
         }
         Ok(Self {
             dir: dir.into(),
+            file,
             older,
             current: None,
             line: Vec::new(),
@@ -87,12 +56,12 @@ impl Reader {
     }
 
     /// The next entry, if there is one by now. What is no entry is passed over.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub(crate) fn next<E: DeserializeOwned>(&mut self) -> io::Result<Option<E>> {
         loop {
             let Some(current) = &mut self.current else {
                 match self.older.pop_front() {
                     Some(file) => self.current = Some(BufReader::new(file)),
-                    None => match File::open(self.dir.join(FILE)) {
+                    None => match File::open(self.dir.join(self.file)) {
                         Ok(file) => self.current = Some(BufReader::new(file)),
                         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                         Err(error) => return Err(error),
@@ -128,7 +97,7 @@ impl Reader {
         };
         let ours = current.get_ref().metadata()?.ino();
         for number in 1.. {
-            match File::open(self.dir.join(format!("{FILE}.{number}"))) {
+            match File::open(self.dir.join(format!("{}.{number}", self.file))) {
                 Ok(file) if file.metadata()?.ino() == ours => break,
                 Ok(file) => self.older.push_front(file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => break,
@@ -144,7 +113,7 @@ impl Reader {
             return Ok(false);
         };
         let ours = current.get_ref().metadata()?;
-        match fs::metadata(self.dir.join(FILE)) {
+        match fs::metadata(self.dir.join(self.file)) {
             Ok(newest) => Ok(newest.ino() != ours.ino() && {
                 // What came before the rotation is there by now: once more to its end.
                 let position = io::Seek::stream_position(&mut current.get_ref())?;
@@ -155,20 +124,11 @@ impl Reader {
         }
     }
 
-    /// Waits until something of the container changes, or until `deadline`.
+    /// Waits until something in the directory changes, or until `deadline`.
     pub(crate) fn wait(&self, deadline: std::time::Instant) -> io::Result<()> {
-        let Some(changes) = &self.changes else {
-            return Ok(());
-        };
-        poll::wait(&mut [PollFd::new(changes, PollFlags::IN)], Some(deadline))?;
-        // Which change it was does not matter.
-        let mut events = [0; 4096];
-        loop {
-            match rustix::io::read(changes, &mut events) {
-                Ok(0) | Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        match &self.changes {
+            Some(changes) => changes.wait(Some(deadline)),
+            None => Ok(()),
         }
     }
 }
