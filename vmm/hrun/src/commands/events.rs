@@ -38,7 +38,8 @@ pub(crate) struct EventsArgs {
     /// Show only what fits
     #[arg(short, long, value_name = "NAME=VALUE")]
     filter: Vec<Filter>,
-    /// json, or a template such as {{.Type}} {{.Action}} {{.Actor.ID}} {{.Actor.Attributes.image}}
+    /// json, or a template of Type, Action, Actor.ID, Actor.Attributes, Time and TimeNano, such as
+    /// {{.Action}} {{.Actor.Attributes.name}}
     #[arg(long)]
     format: Option<String>,
 }
@@ -166,7 +167,15 @@ impl Form {
         match self {
             Self::Plain => table::printable(&plain(event)) + "\n",
             Self::Json => value(event).to_string() + "\n",
-            Self::Template(template) => table::printable(&template.render(&value(event))) + "\n",
+            Self::Template(template) => {
+                let mut value = value(event);
+                // docker's templates have other names for them than its JSON.
+                value["ID"] = value["Actor"]["ID"].clone();
+                value["Status"] = value["Action"].clone();
+                value["Time"] = value["time"].clone();
+                value["TimeNano"] = value["timeNano"].clone();
+                table::printable(&template.render(&value)) + "\n"
+            }
         }
     }
 }
