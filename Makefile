@@ -93,15 +93,18 @@ install: build ## Install below PREFIX (/usr/local)
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/hrun \
 		$(TARGET)/guest/vmlinux $(TARGET)/guest/initramfs.cpio
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|@PREFIX@|$(PREFIX)|' vmm/hrun/systemd/hrun-pool.service \
-		> $(DESTDIR)$(PREFIX)/lib/systemd/system/hrun-pool.service
-	chmod 0644 $(DESTDIR)$(PREFIX)/lib/systemd/system/hrun-pool.service
+	for unit in $(UNITS); do \
+		sed 's|@PREFIX@|$(PREFIX)|' vmm/hrun/systemd/$$unit \
+			| install -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit; \
+	done
 	rm -f $(MAN1)/hrun.1 $(MAN1)/hrun-*.1
 	$(HRUN) man $(MAN1)
 	install -d $(dir $(COMPLETIONS))
 	$(HRUN) completions bash > $(word 1,$(COMPLETIONS))
 	$(HRUN) completions zsh > $(word 2,$(COMPLETIONS))
 	$(HRUN) completions fish > $(word 3,$(COMPLETIONS))
+
+UNITS = hrun-pool.service hrun-restart.service
 
 # Where man and the shells look for what each program brings.
 MAN1 = $(DESTDIR)$(PREFIX)/share/man/man1
@@ -110,7 +113,7 @@ COMPLETIONS = $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions
 
 .PHONY: uninstall
 uninstall: ## Remove what install put below PREFIX; images and containers stay
-	rm -f $(DESTDIR)$(PREFIX)/bin/hrun $(DESTDIR)$(PREFIX)/lib/systemd/system/hrun-pool.service
+	rm -f $(DESTDIR)$(PREFIX)/bin/hrun $(addprefix $(DESTDIR)$(PREFIX)/lib/systemd/system/,$(UNITS))
 	rm -rf $(DESTDIR)$(PREFIX)/libexec/hrun $(DESTDIR)$(PREFIX)/share/hrun
 	rm -f $(MAN1)/hrun.1 $(MAN1)/hrun-*.1 $(COMPLETIONS)
 

@@ -82,13 +82,16 @@ fn an_installed_hrun_finds_its_parts(case: &Case) -> Result<()> {
             outcome.describe()
         );
     }
-    let unit = root.join("usr/lib/systemd/system/hrun-pool.service");
-    let unit = std::fs::read_to_string(unit).context("the pool's unit is installed")?;
-    ensure!(
-        unit.contains("\nExecStart=/usr/bin/hrun pool serve"),
-        "{unit}"
-    );
-    ensure!(!unit.contains('@'), "{unit}");
+    let units = root.join("usr/lib/systemd/system");
+    for (unit, command) in [
+        ("hrun-pool.service", "pool serve"),
+        ("hrun-restart.service", "start --boot"),
+    ] {
+        let unit = std::fs::read_to_string(units.join(unit))
+            .with_context(|| format!("{unit} is not installed"))?;
+        let line = format!("\nExecStart=/usr/bin/hrun {command}");
+        ensure!(unit.contains(&line) && !unit.contains('@'), "{unit}");
+    }
     Ok(())
 }
 

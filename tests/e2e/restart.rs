@@ -17,6 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
         one_that_fails_is_started_again_so_often,
         one_that_is_stopped_is_not_started_again,
         one_whose_owner_dies_is_not_started_again,
+        with_the_host_starts_what_its_policy_says,
         it_is_looked_at_until_its_first_end,
     ];
     without_vm
@@ -127,6 +128,36 @@ fn one_whose_owner_dies_is_not_started_again(case: &Case) -> Result<()> {
     case.no_processes()?;
     hrun(case, &["rm", "job"])?.exits(0)?;
     Ok(())
+}
+
+fn with_the_host_starts_what_its_policy_says(case: &Case) -> Result<()> {
+    let boot = |expected: &str| -> Result<()> {
+        let outcome = hrun(case, &["start", "--boot"])?.exits(0)?;
+        ensure!(outcome.text() == expected, "{}", outcome.describe());
+        Ok(())
+    };
+    let policies = [
+        ("always", "always"),
+        ("unless", "unless-stopped"),
+        ("failure", "on-failure"),
+    ];
+    for (name, policy) in policies {
+        restarting(case, name, policy, crate::PATIENT)?;
+        says(case, name, "ready")?;
+    }
+    boot("")?;
+    // As a host that fails leaves them.
+    for (name, _) in policies {
+        let owner: i32 = inspect(case, name, "{{.State.OwnerPid}}")?.parse()?;
+        let owner = Pid::from_raw(owner).context("it has no owner")?;
+        kill_process(owner, Signal::KILL)?;
+    }
+    case.no_processes()?;
+    boot("unless\nalways\n")?;
+    hrun(case, &["stop", "-t", "1", "always", "unless"])?.exits(0)?;
+    boot("always\n")?;
+    hrun(case, &["rm", "-f", "always", "unless", "failure"])?.exits(0)?;
+    case.no_processes()
 }
 
 fn it_is_looked_at_until_its_first_end(case: &Case) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Restart policies: whether a container whose command has ended is started again, and when.
 //!
-//! The words are docker's. There is no daemon: who restarts a container is the process that owns it,
-//! so no policy outlives that process or the host.
+//! The words are docker's. There is no daemon: who restarts a container is the process that owns it.
+//! When that died, or the host was started anew, it is for `hrun start --boot`.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -25,7 +25,7 @@ pub(crate) enum RestartPolicy {
     No,
     /// Whenever its command ends.
     Always,
-    /// The same; the difference is one of a daemon's, which forgets what was stopped.
+    /// The same; but what a user has stopped is not started when the host is.
     UnlessStopped,
     /// When its command fails.
     OnFailure {
@@ -50,6 +50,15 @@ impl RestartPolicy {
             Self::No => false,
             Self::Always | Self::UnlessStopped => true,
             Self::OnFailure { max } => code != 0 && max.is_none_or(|max| before < max),
+        }
+    }
+
+    /// Whether a container that has ended, by a user's will or not, is started when the host is.
+    pub(crate) fn starts_at_boot(self, stopped: bool) -> bool {
+        match self {
+            Self::No | Self::OnFailure { .. } => false,
+            Self::Always => true,
+            Self::UnlessStopped => !stopped,
         }
     }
 
@@ -161,6 +170,14 @@ mod tests {
         assert!(some.restarts(1, 0) && some.restarts(1, 1));
         assert!(!some.restarts(1, 2));
         assert!(policy("on-failure").restarts(1, 1000));
+    }
+
+    #[test]
+    fn with_the_host_starts_what_nobody_stopped() {
+        let starts = |text, stopped| policy(text).starts_at_boot(stopped);
+        assert!(starts("always", true) && starts("always", false));
+        assert!(!starts("unless-stopped", true) && starts("unless-stopped", false));
+        assert!(!starts("on-failure", false) && !starts("no", false));
     }
 
     #[test]

@@ -30,8 +30,12 @@ pub(crate) struct StartArgs {
     interactive: bool,
     #[command(flatten)]
     hold: HoldArgs,
+    /// Start those that ended and whose restart policy is always, or unless-stopped and no user has
+    /// stopped them: after a start of the host
+    #[arg(long, conflicts_with_all = ["attach", "interactive", "containers"])]
+    boot: bool,
     /// Names or identifiers, which may be shortened
-    #[arg(required = true, value_name = "CONTAINER")]
+    #[arg(required_unless_present = "boot", value_name = "CONTAINER")]
     containers: Vec<String>,
 }
 
@@ -131,11 +135,26 @@ pub(crate) fn start(args: &StartArgs) -> anyhow::Result<u8> {
     if args.attach || args.interactive {
         return start_here(&containers, args);
     }
-    for_each(&args.containers, |wanted| {
+    let wanted = if args.boot {
+        &at_boot(&containers)?
+    } else {
+        &args.containers
+    };
+    for_each(wanted, |wanted| {
         let record = containers.find(wanted)?;
         start_one(&containers, &record)
     })?;
     Ok(0)
+}
+
+/// The names of the containers that start with the host.
+fn at_boot(containers: &Containers) -> anyhow::Result<Vec<String>> {
+    let starts = |record: &Record| {
+        let policy = containers.config(record).map(|config| config.restart);
+        record.has_ended() && policy.is_ok_and(|policy| policy.starts_at_boot(record.stopped))
+    };
+    let all = containers.list()?.into_iter();
+    Ok(all.filter(starts).map(|record| record.name).collect())
 }
 
 /// Starts a container in the background and attaches to it.

@@ -53,6 +53,11 @@ impl Record {
         matches!(self.status, Status::Running { .. })
     }
 
+    /// Whether it has ended, for good.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.status, Status::Exited { .. })
+    }
+
     /// Whether it has ended and its owner is about to start it again.
     pub(crate) fn is_restarting(&self) -> bool {
         matches!(self.status, Status::Restarting { .. })

@@ -201,6 +201,7 @@ impl Container {
     /// Writes down that its VM runs.
     pub(crate) fn running(&mut self, vmm: ProcessIdentity) -> Result<(), ContainerError> {
         self.record.started = Some(now());
+        self.record.stopped = false;
         self.record.owner = i32::try_from(std::process::id()).ok();
         self.record.status = Status::Running { vmm };
         self.write()
@@ -218,6 +219,7 @@ impl Container {
         if self.record.auto_remove {
             return bury(&self.dir, &self.record);
         }
+        self.record.stopped = self.is_unwanted();
         self.record.status = Status::Exited {
             code: Some(code),
             finished: now(),

@@ -44,6 +44,9 @@ pub(crate) struct Record {
     /// When its command was last started, in seconds since the Unix epoch.
     #[serde(default)]
     pub(crate) started: Option<u64>,
+    /// Whether a user had it end, and it has not been started since.
+    #[serde(default)]
+    pub(crate) stopped: bool,
     /// How often its owner has started it again.
     #[serde(default)]
     pub(crate) restarts: u32,
@@ -135,6 +138,7 @@ impl Record {
             created: now,
             auto_remove: new.auto_remove,
             started: None,
+            stopped: false,
             restarts: 0,
             owner: None,
             runtime_dir,
