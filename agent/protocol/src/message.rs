@@ -142,6 +142,13 @@ pub enum Action {
         /// Its path in the share.
         path: String,
     },
+    /// Have other limits for a container, from now on.
+    Limit {
+        /// The container.
+        container: ContainerId,
+        /// Files of its cgroup, and what is to be written there.
+        files: Vec<(String, String)>,
+    },
 }
 
 /// How large a VM is to be, and where it has got what makes it so.

@@ -274,10 +274,17 @@ fn signal_resize_shutdown() {
 }
 
 #[test]
-fn freeze_remove_forget() {
+fn freeze_limit_remove_forget() {
     let container = ContainerId(2);
     let frozen = true;
     golden_action(Action::Freeze { container, frozen }, "0400000001080201");
+    golden_action(
+        Action::Limit {
+            container,
+            files: vec![("pids.max".into(), "max".into())],
+        },
+        "11000000010b020108706964732e6d6178036d6178",
+    );
     golden_action(Action::Remove { container }, "03000000010902");
     golden_action(
         Action::Forget {

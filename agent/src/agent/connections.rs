@@ -123,6 +123,7 @@ impl Agent {
                 }
                 Action::Prepare { root } => self.prepare(&root),
                 Action::Freeze { container, frozen } => self.freeze(container, frozen),
+                Action::Limit { container, files } => self.limit(container, &files),
                 Action::Remove { container } => self.remove(container),
                 Action::Forget { tag, path } => self.forget(&tag, &path),
                 Action::Create(spec) => self.create(&spec),

@@ -12,6 +12,7 @@ use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 use super::Agent;
 use super::processes::Running;
 use crate::cgroup::Cgroup;
+use crate::cgroup::CgroupError;
 use crate::container::{Container, ContainerError, Init, Kept, Place, Sandbox, Wanted, failed};
 use crate::joined::{self, Joins};
 use crate::process::{self, StartError};
@@ -44,6 +45,8 @@ pub(super) enum RequestError {
     },
     #[error("Failed to set up container {id}")]
     Create { id: u32, source: ContainerError },
+    #[error(transparent)]
+    Limit(#[from] CgroupError),
     #[error("Container {0} runs its hooks yet")]
     RunsHooks(u32),
     #[error("Failed to run the hook {path:?}")]
@@ -87,6 +90,7 @@ impl RequestError {
             | Self::Hook { .. }
             | Self::HookFailed { .. }
             | Self::HookTimeout { .. }
+            | Self::Limit(_)
             | Self::System { .. } => Failure::System,
         }
     }
@@ -258,6 +262,16 @@ impl Agent {
         let container = container.ok_or(RequestError::NoContainer(id.0))?;
         let done = container.cgroup.freeze(frozen);
         done.map_err(system("freeze the container"))
+    }
+
+    pub(super) fn limit(
+        &self,
+        id: ContainerId,
+        files: &[(String, String)],
+    ) -> Result<(), RequestError> {
+        let container = self.containers.get(&id);
+        let container = container.ok_or(RequestError::NoContainer(id.0))?;
+        Ok(container.cgroup.configure(files)?)
     }
 
     /// Ends a container. Its processes are reaped as if they had ended by themselves.

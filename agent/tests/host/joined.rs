@@ -158,6 +158,23 @@ fn a_container_is_removed_with_all_that_runs_in_it_and_others_are_not() {
 }
 
 #[test]
+fn a_container_that_runs_gets_other_limits() {
+    let (_guest, mut control) = waiting();
+    let limit = |container, name: &str, value: &str| Action::Limit {
+        container,
+        files: vec![(name.into(), value.into())],
+    };
+    // A file that every cgroup has: this host may keep its controllers elsewhere.
+    control.ask(limit(CONTAINER, "cgroup.max.depth", "7"));
+    let no_file = control.try_ask(limit(CONTAINER, "pids.many", "7"));
+    let (kind, message) = no_file.unwrap_err();
+    assert_eq!(kind, Failure::System);
+    assert!(message.contains("pids.many"), "{message}");
+    let no_container = control.try_ask(limit(ContainerId(7), "pids.max", "7"));
+    assert_eq!(no_container.unwrap_err().0, Failure::Invalid);
+}
+
+#[test]
 fn a_frozen_container_stands_still_until_it_is_let_go_on() {
     let (guest, mut control) = waiting();
     let container = CONTAINER;

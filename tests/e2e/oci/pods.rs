@@ -311,8 +311,20 @@ fn limits_of_a_member_are_kept_in_the_guest(case: &Case) -> Result<()> {
         });
     })?;
     small.ready()?;
-    let limits = says(&small, "small", "cd /sys/fs/cgroup; cat cpu.max pids.max")?;
+    const LIMITS: &str = "cd /sys/fs/cgroup; cat cpu.max pids.max";
+    let limits = says(&small, "small", LIMITS)?;
     ensure!(limits == "50000 100000\n50\n", "{limits}");
+    let other = [
+        "update",
+        "--cpu-quota",
+        "20000",
+        "--pids-limit",
+        "60",
+        "small",
+    ];
+    small.hrun(&other).run()?.exits(0)?;
+    let limits = says(&small, "small", LIMITS)?;
+    ensure!(limits == "20000 100000\n60\n", "{limits}");
     // Where the guest's kernel is interpreted, it does not count memory.
     let memory = says(&small, "small", "cat /sys/fs/cgroup/memory.max 2>&1; true")?;
     ensure!(

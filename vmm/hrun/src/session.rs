@@ -203,6 +203,7 @@ fn step(action: &Action) -> &'static str {
         | Action::Shutdown
         | Action::Grow(_)
         | Action::Freeze { .. }
+        | Action::Limit { .. }
         | Action::Remove { .. }
         | Action::Forget { .. }
         | Action::Prepare { .. } => "request done",

@@ -1,14 +1,30 @@
-//! `update`: what the container may use on the host from now on. The guest keeps the CPUs and the
-//! memory that it was made with.
+//! `update`: what the container may use from now on, on the host and in the guest. The VM keeps the
+//! CPUs and the memory that it was made with.
 
-use std::{fs, io::Read, path::Path};
+use std::{
+    fs,
+    io::Read,
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use agent_protocol::Action;
 use anyhow::{Context, bail};
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 
 use super::{Runtime, create};
-use crate::oci::{cli::UpdateArgs, record::Status};
+use crate::{
+    agent::ask,
+    oci::{
+        cli::UpdateArgs,
+        plan,
+        record::{Record, Status},
+    },
+};
+
+/// How long the guest may take to set limits.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn execute(runtime: &Runtime<'_>, args: &UpdateArgs) -> anyhow::Result<()> {
     let seen = runtime.containers.find(&args.id)?;
@@ -16,8 +32,37 @@ pub(super) fn execute(runtime: &Runtime<'_>, args: &UpdateArgs) -> anyhow::Resul
         bail!("container not running: {} has stopped", args.id);
     }
     let resources = resources(args)?;
+    let mut warnings = Vec::new();
+    let files = plan::changes(&resources, &seen.record.role, &mut warnings)?;
+    for warning in warnings {
+        runtime.global.log().warning(&warning);
+    }
+    if !files.is_empty() {
+        // A frozen container of a pod is in a VM that runs.
+        if seen.is_paused() && !seen.record.role.is_of_pod() {
+            bail!(
+                "container {} is paused: resume it before its limits are changed",
+                args.id
+            );
+        }
+        limit_in_guest(&seen.record, files)?;
+    }
     seen.record.groups.limit(&resources, create::OVERHEAD)?;
     Ok(())
+}
+
+fn limit_in_guest(record: &Record, files: Vec<(String, String)>) -> anyhow::Result<()> {
+    let action = Action::Limit {
+        container: record.role.container(),
+        files,
+    };
+    let deadline = Some(Instant::now() + TIMEOUT);
+    ask(&record.vsock_socket(), action, deadline).with_context(|| {
+        format!(
+            "Failed to change the limits of container {} in its VM",
+            record.id
+        )
+    })
 }
 
 fn resources(args: &UpdateArgs) -> anyhow::Result<LinuxResources> {

@@ -29,6 +29,7 @@ use mounts::Shared;
 
 pub(crate) use refused::Refused;
 use refused::value;
+pub(crate) use resources::changes;
 
 /// What an OCI bundle comes to: what the VM has and what the agent is asked for.
 #[derive(Debug)]

@@ -3,14 +3,14 @@
 //! Memory and CPUs are the VM's size. What limits a VM as a whole, from outside, is the business of
 //! who has it in a cgroup. In the guest's cgroup there is what the host does not see: processes.
 
-use oci_spec::runtime::{LinuxCpu, LinuxResources, Spec};
+use oci_spec::runtime::{LinuxCpu, LinuxPids, LinuxResources, Spec};
 use vmm::config::{MAX_MEMORY, MAX_VCPUS};
 
 use super::{
     refused::{Refused, value},
     treatment,
 };
-use crate::template::Class;
+use crate::{oci::pod::Role, template::Class};
 
 /// What a guest has if the bundle sets no limit, in bytes.
 const DEFAULT_MEMORY: u64 = 256 << 20;
@@ -140,6 +140,33 @@ pub(super) fn add_in_guest(
         let period = cpu.and_then(LinuxCpu::period).unwrap_or(DEFAULT_PERIOD);
         set(files, "cpu.max", &format!("{quota} {period}"));
     }
+}
+
+/// What changes in the guest's cgroup of a container that runs and is to have these resources; a
+/// negative number is no limit, and 0 leaves things as they are.
+pub(crate) fn changes(
+    resources: &LinuxResources,
+    role: &Role,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<(String, String)>, Refused> {
+    let mut files = limits(Some(resources), warnings)?.cgroup;
+    let is_negative = |number: Option<i64>| number.is_some_and(|number| number < 0);
+    let pids = resources.pids().as_ref().map(LinuxPids::limit);
+    if is_negative(pids) {
+        set(&mut files, "pids.max", "max");
+    }
+    if let Some(member) = role.membership() {
+        add_in_guest(Some(resources), member.counts_memory, &mut files, warnings);
+        let memory = resources.memory().and_then(|memory| memory.limit());
+        if is_negative(memory) && member.counts_memory {
+            set(&mut files, "memory.max", "max");
+        }
+        let cpu = resources.cpu().as_ref();
+        if is_negative(cpu.and_then(LinuxCpu::quota)) {
+            set(&mut files, "cpu.max", "max");
+        }
+    }
+    Ok(files)
 }
 
 /// The file has this content; what was said before does not count.

@@ -10,7 +10,7 @@ use agent_protocol::{ContainerId, Stdio, WindowSize};
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use super::{Place, Plan, Refused, Role};
+use super::{Place, Plan, Refused, Role, changes};
 
 /// The least that is a container.
 pub(super) fn least() -> Value {

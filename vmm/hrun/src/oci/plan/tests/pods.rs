@@ -6,7 +6,7 @@ use agent_protocol::{ContainerId, Joined, Namespace, Source};
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use super::{Place, Plan, least};
+use super::{Place, Plan, changes, least};
 use crate::oci::pod::{Membership, Role};
 
 fn planned(spec: &Value, role: &Role) -> Plan {
@@ -58,6 +58,31 @@ fn a_sandbox_is_as_large_as_its_members_may_become() {
     }
     // Alone it is nobody's sandbox, whatever it says.
     assert_eq!(planned(&spec, &Role::Alone).class.cpus, 1);
+}
+
+#[test]
+fn a_member_that_runs_gets_other_limits_in_the_guest() {
+    let changes = |resources: Value, role: &Role| {
+        let resources = serde_json::from_value(resources).unwrap();
+        let files = changes(&resources, role, &mut Vec::new()).unwrap();
+        let file = |(name, value): (String, String)| format!("{name}={value}");
+        files.into_iter().map(file).collect::<Vec<_>>()
+    };
+    let some = json!({
+        "memory": {"limit": 64 << 20}, "cpu": {"quota": 50_000}, "pids": {"limit": 9},
+    });
+    let all = ["pids.max=9", "memory.max=67108864", "cpu.max=50000 100000"];
+    assert_eq!(changes(some.clone(), &member(true)), all);
+    assert_eq!(changes(some.clone(), &member(false)), [all[0], all[2]]);
+    // A VM of its own is limited from outside.
+    assert_eq!(changes(some, &Role::Alone), all[..1]);
+    let none = json!({"memory": {"limit": -1}, "cpu": {"quota": -1}, "pids": {"limit": -1}});
+    assert_eq!(
+        changes(none, &member(true)),
+        ["pids.max=max", "memory.max=max", "cpu.max=max"]
+    );
+    let same = json!({"memory": {"limit": 0}, "cpu": {"quota": 0, "shares": 5}});
+    assert!(changes(same, &member(true)).is_empty());
 }
 
 #[test]
