@@ -33,10 +33,11 @@ pub use merged::write_merged;
 pub use write::write;
 
 use crate::Limits;
-use crate::archive::{Archive, Entry, Input, Kind, Segment, Stream};
 use crate::progress::{Notes, Progress};
 use crate::trash::Trash;
-use crate::tree::{Attributes, EntryPath, Place, Tree, TreeError, is_whiteout, set_opaque};
+use crate::tree::{Attributes, Place, Tree, TreeError, is_whiteout, set_opaque};
+use archive::EntryPath;
+use archive::{Archive, Entry, Input, Kind, Segment, Stream};
 
 /// Marks a name that the layer removes from those below (OCI image specification, "Whiteouts").
 const WHITEOUT_PREFIX: &[u8] = b".wh.";

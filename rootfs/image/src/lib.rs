@@ -13,7 +13,6 @@
 
 #![forbid(unsafe_code)]
 
-mod archive;
 #[cfg(test)]
 mod corpus;
 mod digest;

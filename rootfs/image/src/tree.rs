@@ -7,7 +7,6 @@
 //! component is never followed: it is created with `O_EXCL` or by calls that do not follow links.
 
 mod attributes;
-mod path;
 
 use std::ffi::CStr;
 use std::io;
@@ -21,11 +20,11 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use crate::archive::Timestamp;
 use crate::trash::Trash;
+use archive::Timestamp;
 
+use archive::EntryPath;
 pub(crate) use attributes::Attributes;
-pub(crate) use path::{EntryPath, PathProblem};
 
 const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
@@ -232,7 +231,7 @@ impl<'a> Tree<'a> {
                 Ok(next) => next,
                 Err(Errno::NOENT) => self.imply(&directory, component, so_far, mtime)?,
                 Err(Errno::NOTDIR) => {
-                    let name = path::name(component);
+                    let name = archive::name(component);
                     if way == Way::Hide || !is_whiteout_at(&directory, &name) {
                         return Ok(Place::NoDirectory);
                     }

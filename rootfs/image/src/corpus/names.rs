@@ -3,7 +3,7 @@
 use super::*;
 use Then::{Becomes, Refused};
 
-const THROUGH: &[&str] = &["its name leads out of the image through .."];
+const THROUGH: &[&str] = &["its name leads out through .."];
 
 pub(super) const CASES: &[Case] = &[
     (

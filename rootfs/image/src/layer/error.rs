@@ -4,8 +4,9 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::Limits;
-use crate::archive::ArchiveError;
-use crate::tree::{PathProblem, TreeError};
+use crate::tree::TreeError;
+use archive::ArchiveError;
+use archive::PathProblem;
 
 /// Why a layer could not be unpacked.
 #[derive(Debug, thiserror::Error)]

@@ -14,10 +14,11 @@ use super::error::{DiffError, shown};
 use super::node::{Node, changed};
 use super::stack::Stack;
 use super::{OPAQUE_WHITEOUT, WHITEOUT_PREFIX};
-use crate::archive::{Kind, NewEntry, Timestamp, Writer};
 use crate::progress::Notes;
-use crate::tree::{Attributes, EntryPath, open_beneath};
+use crate::tree::{Attributes, open_beneath};
 use crate::{Limits, Progress};
+use archive::EntryPath;
+use archive::{Kind, NewEntry, Timestamp, Writer};
 
 /// Writes the layer that the changes of `upper` make to `out`, as a tar archive: with whiteouts for
 /// what is gone, and `.wh..wh..opq` in directories that replace others.

@@ -12,8 +12,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, linkat, openat2};
 use rustix::io::Errno;
 
 use crate::Limits;
-use crate::archive::{Archive, ArchiveError, Kind};
-use crate::tree::EntryPath;
+use archive::EntryPath;
+use archive::{Archive, ArchiveError, Kind};
 
 /// Links that are followed from one file of an archive to another.
 const MAX_LINKS: usize = 8;

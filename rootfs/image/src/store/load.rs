@@ -14,13 +14,13 @@ use rustix::fs::FlockOperation;
 use super::tag::move_names;
 
 use super::{Store, StoreError, Workspace};
-use crate::archive::ArchiveError;
 use crate::index::{ImageRecord, Index};
 use crate::layer::LayerError;
 use crate::manifest::Compression;
 use crate::progress::Notes;
 use crate::source::{Candidate, Files, ListError, Source, SourceError};
 use crate::{Digest, Image, Limits, Platform, Progress};
+use archive::ArchiveError;
 
 use image::{ImageLoad, Ready};
 

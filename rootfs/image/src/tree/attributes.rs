@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use rustix::fs::{Gid, Mode, Stat, Timespec, Timestamps, Uid, fchmod, fchown};
 
 use super::TreeError;
-use crate::archive::Timestamp;
+use archive::Timestamp;
 
 /// Owner, permissions and time of an entry.
 #[derive(Debug, Clone, Copy)]

@@ -10,21 +10,28 @@ const PATH_MAX: usize = 4096;
 /// Where in the tree an entry belongs: components without `.` and `..`, joined by single slashes,
 /// none at either end. Empty for the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct EntryPath(Vec<u8>);
+pub struct EntryPath(Vec<u8>);
 
 /// Why a name cannot be one of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PathProblem(pub(crate) &'static str);
+pub struct PathProblem(
+    /// In words that go behind the name.
+    pub &'static str,
+);
 
 impl EntryPath {
     /// Absolute names count from the root of the tree, as in a chroot. Those with `..` are
     /// refused even where they would stay inside: no archiver writes them.
-    pub(crate) fn new(raw: &[u8]) -> Result<Self, PathProblem> {
+    ///
+    /// # Errors
+    ///
+    /// It is such a name, or one that the system would not take.
+    pub fn new(raw: &[u8]) -> Result<Self, PathProblem> {
         let mut path = Vec::with_capacity(raw.len());
         for component in raw.split(|b| *b == b'/') {
             match component {
                 b"" | b"." => continue,
-                b".." => return Err(PathProblem("its name leads out of the image through ..")),
+                b".." => return Err(PathProblem("its name leads out through ..")),
                 _ => {}
             }
             if component.contains(&0) {
@@ -44,12 +51,15 @@ impl EntryPath {
         Ok(Self(path))
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// As text.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// The directory and the name in it; none for the root.
-    pub(crate) fn split(&self) -> Option<(&[u8], CString)> {
+    #[must_use]
+    pub fn split(&self) -> Option<(&[u8], CString)> {
         if self.0.is_empty() {
             return None;
         }
@@ -58,20 +68,27 @@ impl EntryPath {
     }
 
     /// The directory and the last component, both empty for the root.
-    pub(crate) fn parent_and_base(&self) -> (&[u8], &[u8]) {
+    #[must_use]
+    pub fn parent_and_base(&self) -> (&[u8], &[u8]) {
         match self.0.iter().rposition(|b| *b == b'/') {
             Some(slash) => (&self.0[..slash], &self.0[slash + 1..]),
             None => (&[], &self.0),
         }
     }
 
-    pub(crate) fn components(&self) -> impl Iterator<Item = &[u8]> {
+    /// The names on the way to it, and its own.
+    pub fn components(&self) -> impl Iterator<Item = &[u8]> {
         self.0.split(|b| *b == b'/')
     }
 }
 
-/// One component as the system takes it.
-pub(crate) fn name(component: &[u8]) -> CString {
+/// One component of an [`EntryPath`] as the system takes it.
+///
+/// # Panics
+///
+/// It has a NUL, which none of those has.
+#[must_use]
+pub fn name(component: &[u8]) -> CString {
     CString::new(component).expect("EntryPath has no NUL")
 }
 

@@ -6,10 +6,11 @@ pub(super) const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
 /// A modification time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Timestamp {
-    pub(crate) seconds: i64,
+pub struct Timestamp {
+    /// Since the Unix epoch.
+    pub seconds: i64,
     /// 0 to 999,999,999, added to the seconds.
-    pub(crate) nanoseconds: u32,
+    pub nanoseconds: u32,
 }
 
 /// What a PAX header says about the entry after it.

@@ -8,7 +8,10 @@
 //! whatever their size says: two readers that disagree about where the next entry begins are an
 //! attack.
 
+#![forbid(unsafe_code)]
+
 mod number;
+mod path;
 mod pax;
 mod sparse;
 mod write;
@@ -19,21 +22,30 @@ use std::io::{self, BufRead, BufReader};
 use tar::Header;
 
 use number::number;
+pub use path::{EntryPath, PathProblem, name};
 use pax::Pax;
-pub(crate) use pax::Timestamp;
-pub(crate) use sparse::Segment;
-pub(crate) use write::{NewEntry, Writer};
+pub use pax::Timestamp;
+pub use sparse::Segment;
+pub use write::{NewEntry, Writer};
 
 const BLOCK: usize = 512;
 
 /// Where an archive comes from.
-pub(crate) trait Input: BufRead {
+pub trait Input: BufRead {
     /// Passes over `bytes` bytes.
+    ///
+    /// # Errors
+    ///
+    /// It has not got so many.
     fn skip(&mut self, bytes: u64) -> io::Result<()>;
 }
 
 /// An input that can only be read.
-pub(crate) struct Stream<R>(pub(crate) R);
+#[derive(Debug)]
+pub struct Stream<R>(
+    /// What is read.
+    pub R,
+);
 
 impl<R: BufRead> Input for Stream<R> {
     fn skip(&mut self, mut bytes: u64) -> io::Result<()> {
@@ -76,13 +88,20 @@ impl Input for BufReader<File> {
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A file with data.
     Regular,
+    /// A further name of a file that came before.
     HardLink,
+    /// A symbolic link.
     Symlink,
+    /// A character device.
     CharacterDevice,
+    /// A block device.
     BlockDevice,
+    /// A directory.
     Directory,
+    /// A named pipe.
     Fifo,
     /// A type flag that this reader does not know.
     Unknown(u8),
@@ -111,23 +130,31 @@ impl Kind {
 
 /// One entry, from all the headers that describe it.
 #[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) kind: Kind,
+pub struct Entry {
+    /// What it is.
+    pub kind: Kind,
     /// As written: may be absolute, have `..` or NUL, or be no UTF-8.
-    pub(crate) path: Vec<u8>,
-    pub(crate) link: Vec<u8>,
+    pub path: Vec<u8>,
+    /// Target of a link, as written.
+    pub link: Vec<u8>,
     /// Permission bits only.
-    pub(crate) mode: u32,
-    pub(crate) uid: u64,
-    pub(crate) gid: u64,
-    pub(crate) mtime: Timestamp,
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u64,
+    /// Its group.
+    pub gid: u64,
+    /// When it was last changed.
+    pub mtime: Timestamp,
     /// Bytes of the file once unpacked.
-    pub(crate) size: u64,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub size: u64,
+    /// Major and minor number of a device, if they are any.
+    pub device: Option<(u32, u32)>,
+    /// Names and values of its extended attributes.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the data go if there are holes.
-    pub(crate) segments: Option<Vec<Segment>>,
+    pub segments: Option<Vec<Segment>>,
     /// Position of the data in the archive.
-    pub(crate) offset: u64,
+    pub offset: u64,
 }
 
 /// Why an archive could not be read on.
@@ -154,7 +181,7 @@ pub enum ArchiveError {
     ExtensionTooLong {
         /// Its length.
         bytes: u64,
-        /// [`Limits::extension_bytes`](crate::Limits::extension_bytes).
+        /// The most that the reader was told to take.
         limit: u64,
     },
 }
@@ -168,7 +195,8 @@ struct Extensions {
 }
 
 /// An archive that is being read.
-pub(crate) struct Archive<I> {
+#[derive(Debug)]
+pub struct Archive<I> {
     input: I,
     position: u64,
     /// Data of the current entry that were not read yet.
@@ -179,7 +207,8 @@ pub(crate) struct Archive<I> {
 }
 
 impl<I: Input> Archive<I> {
-    pub(crate) fn new(input: I, extension_limit: u64) -> Self {
+    /// Reads from `input`; extended headers may have `extension_limit` bytes.
+    pub fn new(input: I, extension_limit: u64) -> Self {
         Self {
             input,
             position: 0,
@@ -190,7 +219,11 @@ impl<I: Input> Archive<I> {
     }
 
     /// The next entry; what is left of the one before is passed over.
-    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
+    ///
+    /// # Errors
+    ///
+    /// There is no further proper entry, nor a proper end.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let mut extensions = Extensions::default();
         let mut described = false;
         loop {
@@ -245,7 +278,11 @@ impl<I: Input> Archive<I> {
     }
 
     /// A piece of the current entry's data, empty at their end. Confirm with [`Self::consume`].
-    pub(crate) fn data(&mut self) -> io::Result<&[u8]> {
+    ///
+    /// # Errors
+    ///
+    /// They do not come.
+    pub fn data(&mut self) -> io::Result<&[u8]> {
         if self.remaining == 0 {
             return Ok(&[]);
         }
@@ -260,7 +297,7 @@ impl<I: Input> Archive<I> {
     }
 
     /// Passes over `bytes` bytes of what [`Self::data`] gave.
-    pub(crate) fn consume(&mut self, bytes: usize) {
+    pub fn consume(&mut self, bytes: usize) {
         self.input.consume(bytes);
         self.remaining -= bytes as u64;
         self.position += bytes as u64;
@@ -347,6 +384,7 @@ impl<I: Input> Archive<I> {
             gid,
             mtime,
             size,
+            device: device(header),
             xattrs: pax.xattrs,
             segments,
             offset: self.position,
@@ -445,6 +483,12 @@ impl<I: Input> Archive<I> {
             source,
         }
     }
+}
+
+fn device(header: &Header) -> Option<(u32, u32)> {
+    let major = header.device_major().ok()??;
+    let minor = header.device_minor().ok()??;
+    Some((major, minor))
 }
 
 fn is_zero(block: &[u8]) -> bool {

@@ -12,9 +12,11 @@ const MAX_SEGMENTS: usize = 1 << 18;
 
 /// A piece of a file that is no hole.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Segment {
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
+pub struct Segment {
+    /// Where in the file it begins.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
 }
 
 /// What PAX records say about holes.

@@ -19,36 +19,47 @@ const PAX_NAME: &[u8] = b"PaxHeaders/0";
 
 /// One entry to be written.
 #[derive(Debug)]
-pub(crate) struct NewEntry<'a> {
-    pub(crate) kind: Kind,
+pub struct NewEntry<'a> {
+    /// What it is.
+    pub kind: Kind,
     /// Relative, in normal form; a directory's ends with a slash.
-    pub(crate) path: &'a [u8],
+    pub path: &'a [u8],
     /// Target of a link, or nothing.
-    pub(crate) link: &'a [u8],
+    pub link: &'a [u8],
     /// Permission bits only.
-    pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) mtime: Timestamp,
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// When it was last changed.
+    pub mtime: Timestamp,
     /// Bytes of a regular file.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Major and minor number of a device.
-    pub(crate) device: (u32, u32),
-    pub(crate) xattrs: &'a [(Vec<u8>, Vec<u8>)],
+    pub device: (u32, u32),
+    /// Names and values of its extended attributes.
+    pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
 /// A tar archive under construction.
-pub(crate) struct Writer<W> {
+#[derive(Debug)]
+pub struct Writer<W> {
     out: W,
 }
 
 impl<W: Write> Writer<W> {
-    pub(crate) fn new(out: W) -> Self {
+    /// Writes to `out`.
+    pub fn new(out: W) -> Self {
         Self { out }
     }
 
     /// Writes the headers of an entry. The data of a regular file come next: [`Writer::data`].
-    pub(crate) fn entry(&mut self, entry: &NewEntry<'_>) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn entry(&mut self, entry: &NewEntry<'_>) -> io::Result<()> {
         let records = pax_records(entry);
         if !records.is_empty() {
             let mut header = header(b'x', PAX_NAME, b"");
@@ -74,7 +85,11 @@ impl<W: Write> Writer<W> {
     }
 
     /// Writes `size` bytes from `data`, which may have more by now, but not less.
-    pub(crate) fn data(&mut self, data: impl Read, size: u64) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written, or has less.
+    pub fn data(&mut self, data: impl Read, size: u64) -> io::Result<()> {
         let copied = io::copy(&mut data.take(size), &mut self.out)?;
         if copied < size {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -83,7 +98,11 @@ impl<W: Write> Writer<W> {
     }
 
     /// Ends the archive.
-    pub(crate) fn finish(mut self) -> io::Result<W> {
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn finish(mut self) -> io::Result<W> {
         self.out.write_all(&[0; 2 * BLOCK])?;
         self.out.flush()?;
         Ok(self.out)
@@ -198,7 +217,7 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::{Archive, Entry, Stream};
+    use crate::{Archive, Entry, Stream};
 
     fn entry<'a>(path: &'a [u8], link: &'a [u8], xattrs: &'a [(Vec<u8>, Vec<u8>)]) -> NewEntry<'a> {
         NewEntry {
