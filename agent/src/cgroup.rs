@@ -76,6 +76,11 @@ impl Cgroup {
         }
     }
 
+    /// Brings the calling process in.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        write(&self.dir, "cgroup.procs", "0")
+    }
+
     /// Ends every process at once.
     pub(crate) fn kill(&self) -> io::Result<()> {
         let file = self.open("cgroup.kill", OFlags::WRONLY)?;

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 mod agent;
+mod archiver;
 mod assembly;
 mod boot;
 mod cgroup;

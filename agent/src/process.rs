@@ -58,6 +58,8 @@ pub(crate) enum StartError {
     Cwd { cwd: String, source: io::Error },
     #[error("The process is to have capabilities that its container does not have")]
     Capabilities,
+    #[error("The container has not been started")]
+    NotStarted,
     #[error("The container has ended")]
     ContainerGone,
 }
@@ -77,12 +79,13 @@ impl StartError {
             | Self::User(_)
             | Self::Cwd { .. }
             | Self::Capabilities
+            | Self::NotStarted
             | Self::ContainerGone => Failure::Invalid,
         }
     }
 }
 
-fn preparing<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartError {
+pub(crate) fn preparing<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartError {
     move |source| StartError::Prepare {
         action,
         source: source.into(),
@@ -228,6 +231,7 @@ impl Launch {
             treatment: Treatment::default(),
             hooks: Vec::new(),
             stdio: Stdio::Pipes { stdin: true },
+            transfer: None,
         };
         Ok(Self {
             candidates: c_strings("A hook's path", [hook.path.clone()])?,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Container, Process, WindowSize};
 
 /// Version of the protocol. Host and agent refuse to work with another one.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// Host port (CID 2) to which the agent connects once, when it is ready for work.
 pub const READY_PORT: u32 = 1024;

@@ -46,6 +46,34 @@ pub struct Process {
     pub hooks: Vec<Hook>,
     /// A pseudo-terminal, or pipes.
     pub stdio: Stdio,
+    /// What it does instead of executing a program, once the container runs. Nothing else counts
+    /// then but the numbers and the streams; it is root's and may do what files need.
+    pub transfer: Option<Transfer>,
+}
+
+/// What the agent itself does with the files of a container. The image has no part in it: links and
+/// mounts are the container's, the program is the agent. It exits with 0, or with 1 and what went
+/// wrong as the last line on its standard error, where before it is told what was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transfer {
+    /// Write a tar archive of a file or of a directory with all below it to standard output.
+    Pack {
+        /// What, from the container's root; a directory's contents if it ends in `/.`.
+        path: Vec<u8>,
+        /// Follow a link that it is itself.
+        follow: bool,
+    },
+    /// Put what a tar archive on standard input holds into its place.
+    Unpack {
+        /// Where, from the container's root.
+        path: Vec<u8>,
+        /// If it is the archive of one file or directory, its name there, empty for contents: it
+        /// goes into the directory at `path` or gets that name. Any other archive goes into the
+        /// directory at `path`.
+        name: Option<Vec<u8>>,
+        /// Files belong to whom the archive says, and not to root.
+        keep_owner: bool,
+    },
 }
 
 /// How the kernel treats a process, where that is not the usual.

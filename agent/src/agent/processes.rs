@@ -5,14 +5,15 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use agent_protocol::{ContainerId, Event, ExitStatus, Process, ProcessId, Stream};
+use agent_protocol::{ContainerId, Event, ExitStatus, Process, ProcessId, Stream, Transfer};
 use rustix::io::Errno;
-use rustix::process::{WaitId, WaitIdOptions, waitid};
+use rustix::process::{Uid, WaitId, WaitIdOptions, waitid};
 
 use super::Agent;
 use super::connections::WaitingStream;
 use super::hooks::Hooking;
 use super::requests::{RequestError, system};
+use crate::archiver;
 use crate::connection::Starting;
 use crate::container::Init;
 use crate::log;
@@ -113,6 +114,9 @@ impl Agent {
     }
 
     pub(super) fn start(&mut self, owner: u32, spec: &Process) -> Result<(), RequestError> {
+        if let Some(transfer) = &spec.transfer {
+            return self.start_transfer(owner, spec, transfer);
+        }
         let Some(container) = self.containers.get_mut(&spec.container) else {
             return Err(RequestError::NoContainer(spec.container.0));
         };
@@ -154,6 +158,30 @@ impl Agent {
         if matches!(container.init, Init::Gone) {
             container.init = Init::Running(spec.id);
         }
+        self.connect(owner, spec, pidfd, ends)
+    }
+
+    /// Starts the agent's own archiver in a container that runs.
+    fn start_transfer(
+        &mut self,
+        owner: u32,
+        spec: &Process,
+        transfer: &Transfer,
+    ) -> Result<(), RequestError> {
+        let Some(container) = self.containers.get(&spec.container) else {
+            return Err(RequestError::NoContainer(spec.container.0));
+        };
+        let first = match container.init {
+            Init::Running(first) => self.processes.get(&first),
+            Init::Waiting(_) => return Err(StartError::NotStarted.into()),
+            Init::Gone => None,
+        };
+        let Some(init) = first.filter(|first| first.ended.is_none()) else {
+            return Err(StartError::ContainerGone.into());
+        };
+        let ends = Ends::new(spec.stdio, &container.devices, Uid::ROOT)?;
+        let init = init.pidfd.as_fd();
+        let pidfd = archiver::start(init, self.own.as_fd(), container, transfer, &ends)?;
         self.connect(owner, spec, pidfd, ends)
     }
 

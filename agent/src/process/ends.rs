@@ -88,7 +88,7 @@ impl Ends {
         })
     }
 
-    pub(super) fn for_process<'a>(&'a self, devices: &'a Devices) -> [BorrowedFd<'a>; 3] {
+    pub(crate) fn for_process<'a>(&'a self, devices: &'a Devices) -> [BorrowedFd<'a>; 3] {
         let default = self.terminal().unwrap_or(devices.null.as_fd());
         self.process
             .each_ref()

@@ -4,6 +4,7 @@
 //! decides nothing.
 #![allow(unsafe_code)]
 
+mod fork;
 mod memory;
 mod treatment;
 mod twin;
@@ -15,6 +16,7 @@ use std::ptr;
 
 use agent_protocol::{Attributes, Capabilities, Propagation, SeccompFilter};
 
+pub(crate) use fork::fork;
 pub(crate) use memory::{tune_allocator, warm_up};
 pub(crate) use treatment::{
     set_affinity, set_io_priority, set_personality, set_scheduler_attributes, unshare_time,

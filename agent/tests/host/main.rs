@@ -12,4 +12,5 @@ mod processes;
 mod rights;
 mod setup;
 mod streams;
+mod transfer;
 mod treatment;

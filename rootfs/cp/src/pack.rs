@@ -64,7 +64,7 @@ pub fn pack(
     let spot = Spot::find(root, &place.path, follow).map_err(unresolved())?;
     let stat = spot.stat().map_err(unresolved())?;
     let stat = stat.ok_or(Errno::NOENT).map_err(unresolved())?;
-    let base = if place.is_contents { b"" } else { place.name() };
+    let base = source.name();
     let mut packer = Packer {
         archive: Writer::new(BufWriter::with_capacity(BUFFER, out)),
         linked: BTreeMap::new(),

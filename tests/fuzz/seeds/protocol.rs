@@ -178,5 +178,10 @@ fn start(id: ProcessId) -> Process {
             input: b"{}".to_vec(),
         }],
         stdio: Stdio::Pipes { stdin: true },
+        transfer: Some(Transfer::Unpack {
+            path: b"/tmp".to_vec(),
+            name: Some(b"file".to_vec()),
+            keep_owner: true,
+        }),
     }
 }

@@ -74,6 +74,7 @@ pub(crate) fn exec_action(
         treatment: Treatment::default(),
         hooks: Vec::new(),
         stdio: exec.stdio,
+        transfer: None,
     }))
 }
 
@@ -165,5 +166,6 @@ fn process(ready: &Ready<'_>, stdio: Stdio) -> agent_protocol::Process {
         treatment: Treatment::default(),
         hooks: Vec::new(),
         stdio,
+        transfer: None,
     }
 }

@@ -70,6 +70,7 @@ pub(super) fn process(
         treatment: treatment::treatment(process, spec)?,
         hooks: Vec::new(),
         stdio: stdio(process),
+        transfer: None,
     })
 }
 
