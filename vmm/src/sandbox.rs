@@ -35,9 +35,10 @@ use rustix::{
 use self::{
     content::fill,
     mount::{attach, clone_mount, make_directories, set_read_only, tmpfs},
-    overlay::overlay,
 };
 use crate::config::{ShareConfig, ShareSource};
+
+pub use self::overlay::overlay;
 
 /// Failure to confine the process.
 #[derive(Debug, thiserror::Error)]

@@ -133,7 +133,7 @@ fn what_goes_wrong_is_told_and_the_agent_serves_on() {
             "Could not find the file /none/new",
         ),
         ("/tmp/new", &out.stdout[..600], "unexpected end of file"),
-        ("/tmp/new", &[b'x'; 4096], "this is no tar archive"),
+        ("/tmp/new", &[b'x'; 4096], "is not valid"),
     ];
     for (id, (path, bytes, message)) in (4..).zip(cases) {
         let name = Some("file");

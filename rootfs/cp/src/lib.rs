@@ -23,9 +23,10 @@ mod tests;
 
 use std::io;
 
-use archive::{ArchiveError, PathProblem};
+use archive::PathProblem;
 use rustix::io::Errno;
 
+pub use archive::ArchiveError;
 pub use pack::{Source, pack};
 pub use unpack::{Destination, Owner, Rights, What, unpack};
 

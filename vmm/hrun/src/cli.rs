@@ -10,7 +10,7 @@ use clap_complete::Shell;
 
 use crate::{
     commands::{
-        attach, bench, commit, create, diff, events, exec, export, image, inspect, kill, life,
+        attach, bench, commit, cp, create, diff, events, exec, export, image, inspect, kill, life,
         login, logs, man, pool, ps, pull, push, rm, run, shim, stats, system, template, update,
     },
     exit,
@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Run(Box<run::RunArgs>),
     /// Run a further command in a container that runs
     Exec(exec::ExecArgs),
+    /// Copy files out of a container or into it
+    Cp(cp::CpArgs),
     /// Make a container that is started later
     Create(Box<create::CreateArgs>),
     /// Attach to the standard streams of a container in the background

@@ -12,6 +12,7 @@ mod cli;
 mod clock;
 mod commands;
 mod container;
+mod copy;
 mod dirs;
 mod events;
 mod exit;

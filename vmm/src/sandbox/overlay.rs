@@ -24,8 +24,14 @@ const SELF_CONTAINED: [(&str, &str); 3] = [
     ("index", "off"),
 ];
 
-/// Mounts an overlayfs. `defaults` are options that those of [`SELF_CONTAINED`] override.
-pub(super) fn overlay(
+/// Mounts an overlayfs, attached nowhere, of layers, topmost first, and of a directory for changes
+/// with one for overlayfs's own use. `defaults` are options that give way to those which keep that
+/// directory independent of the layers.
+///
+/// # Errors
+///
+/// The kernel's.
+pub fn overlay(
     lower: &[PathBuf],
     upper: Option<(&Path, &Path)>,
     read_only: bool,

@@ -4,6 +4,7 @@ pub(crate) mod attach;
 pub(crate) mod bench;
 pub(crate) mod commit;
 mod completions;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod diff;
 mod doctor;
@@ -47,6 +48,7 @@ pub(crate) fn execute(invocation: Invocation, timeline: Timeline) -> anyhow::Res
         Command::Create(args) => done(create::execute(&args)),
         Command::Attach(args) => attach::execute(&args),
         Command::Exec(args) => exec::execute(&args, timeline),
+        Command::Cp(args) => done(cp::execute(&args)),
         Command::Start(args) => life::start(&args),
         Command::Stop(args) => done(kill::stop(&args)),
         Command::Restart(args) => done(life::restart(&args)),

@@ -27,7 +27,9 @@ use crate::{
     volumes::{ReadySource, ReadyVolume},
 };
 
-pub(crate) use actions::{Exec, create_actions, exec_action, random_process, start_actions};
+pub(crate) use actions::{
+    Exec, create_actions, exec_action, random_process, start_actions, transfer_action,
+};
 pub(crate) use growth::{grown, growth, has_room_to_grow};
 pub(crate) use root::directories;
 
