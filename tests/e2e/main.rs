@@ -10,6 +10,7 @@ mod bundles;
 mod cleanup;
 mod clone;
 mod commit;
+mod cp;
 mod debian;
 mod doctor;
 mod environment;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         stdio::tests(),
         signals::tests(),
         exec::tests(),
+        cp::tests(),
         life::tests(),
         attach::tests(),
         restart::tests(),

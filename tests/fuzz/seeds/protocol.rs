@@ -3,8 +3,8 @@
 use agent_protocol::{
     Action, Capabilities, Container, ContainerId, Device, DeviceKind, Event, ExitStatus, Failure,
     File, Growth, Hello, Hook, MemoryGrowth, Mount, Open, Personality, Process, ProcessId,
-    Propagation, Request, Rlimit, SeccompFilter, Source, Stdio, Stream, Treatment, VERSION,
-    WindowSize, encode,
+    Propagation, Request, Rlimit, SeccompFilter, Source, Stdio, Stream, Transfer, Treatment,
+    VERSION, WindowSize, encode,
 };
 use serde::Serialize;
 
