@@ -94,7 +94,7 @@ fn carry_out(transfer: &Transfer) -> Result<(), CopyError> {
                 follow: *follow,
             };
             let out = rustix::io::dup(rustix::stdio::stdout()).map_err(failed)?;
-            cp::pack(root.as_fd(), &source, File::from(out), &mut notes)
+            cp::pack(root.as_fd(), &source, &mut File::from(out), &mut notes)
         }
         Transfer::Unpack {
             path,
@@ -118,7 +118,7 @@ fn carry_out(transfer: &Transfer) -> Result<(), CopyError> {
                 },
             };
             let input = rustix::io::dup(rustix::stdio::stdin()).map_err(failed)?;
-            cp::unpack(root.as_fd(), &to, File::from(input), &mut notes)
+            cp::unpack(root.as_fd(), &to, &mut File::from(input), &mut notes)
         }
     }
 }

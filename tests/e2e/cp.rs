@@ -247,14 +247,14 @@ fn links_of_a_container_lead_nowhere_on_the_host(case: &Case) -> Result<()> {
 fn an_image_without_any_tool_is_enough(case: &Case) -> Result<()> {
     let root = case.path("root");
     fs::create_dir(&root)?;
-    fs::copy("/bin/busybox", root.join("program")).context("busybox-static is missing")?;
+    fs::copy("/bin/busybox", root.join("busybox")).context("busybox-static is missing")?;
     let tar = ["-c", "-C", root.to_str().context("a plain path")?, "."];
     let archive = case.with("tar", tar).run()?.exits(0)?;
     case.hrun(["import", "-", "bare:1"])
         .stdin(archive.stdout)
         .run()?
         .exits(0)?;
-    let args = ["--name", "box", "bare:1", "/program", "sh", "-c"];
+    let args = ["--name", "box", "bare:1", "/busybox", "sh", "-c"];
     let running = case.run(args.iter().chain(&[crate::PATIENT])).spawn()?;
     running.wait_for("ready")?;
     let file = path(case, "file")?;

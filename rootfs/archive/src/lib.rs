@@ -303,6 +303,11 @@ impl<I: Input> Archive<I> {
         self.position += bytes as u64;
     }
 
+    /// What comes behind the archive.
+    pub fn into_input(self) -> I {
+        self.input
+    }
+
     fn entry(
         &mut self,
         header: &Header,

@@ -186,12 +186,15 @@ fn pax_records(entry: &NewEntry<'_>) -> Vec<u8> {
 
 /// Seconds with a fraction; before the epoch both count backwards from it.
 fn decimal(time: Timestamp) -> String {
-    let nanoseconds = i128::from(time.seconds) * 1_000_000_000 + i128::from(time.nanoseconds);
-    let sign = if nanoseconds < 0 { "-" } else { "" };
-    let (whole, fraction) = (
-        nanoseconds.unsigned_abs() / 1_000_000_000,
-        nanoseconds.unsigned_abs() % 1_000_000_000,
-    );
+    let Timestamp {
+        seconds,
+        nanoseconds,
+    } = time;
+    let sign = if seconds < 0 { "-" } else { "" };
+    let (whole, fraction) = match nanoseconds {
+        1.. if seconds < 0 => ((seconds + 1).unsigned_abs(), 1_000_000_000 - nanoseconds),
+        _ => (seconds.unsigned_abs(), nanoseconds),
+    };
     if fraction == 0 {
         return format!("{sign}{whole}");
     }

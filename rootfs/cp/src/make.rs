@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use archive::{Archive, Entry, Input, Kind, Segment};
+use archive::{Entry, Kind, Segment};
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chownat, fchmod, fchown,
     fstat, ftruncate, futimens, linkat, makedev, mkdirat, mknodat, openat, statat, symlinkat,
@@ -16,6 +16,7 @@ use rustix::io::{Errno, pwrite};
 
 use crate::anchor::Anchor;
 use crate::place::{DIRECTORY, is_directory};
+use crate::unpack::Incoming;
 use crate::{CopyError, Owner, Rights};
 
 /// Longest target of a symbolic link.
@@ -51,7 +52,7 @@ impl New<'_> {
     /// Makes a file with the data that come next.
     pub(crate) fn regular(
         &self,
-        archive: &mut Archive<impl Input>,
+        archive: &mut Incoming<'_>,
         anchor: &mut Anchor,
     ) -> Result<(), CopyError> {
         let file = self.replace(anchor, "create", || {
@@ -64,7 +65,7 @@ impl New<'_> {
         futimens(&file, &times(self.entry)).map_err(self.failed("set the time of"))
     }
 
-    fn write(&self, archive: &mut Archive<impl Input>, file: &OwnedFd) -> Result<(), CopyError> {
+    fn write(&self, archive: &mut Incoming<'_>, file: &OwnedFd) -> Result<(), CopyError> {
         let whole = [Segment {
             offset: 0,
             length: self.entry.size,

@@ -55,7 +55,7 @@ impl Source<'_> {
 pub fn pack(
     root: BorrowedFd<'_>,
     source: &Source<'_>,
-    out: impl Write,
+    out: &mut dyn Write,
     notes: &mut dyn FnMut(String),
 ) -> Result<(), CopyError> {
     let place = Place::new(source.path);
@@ -83,14 +83,14 @@ pub fn pack(
     Ok(())
 }
 
-struct Packer<'a, W: Write> {
-    archive: Writer<BufWriter<W>>,
+struct Packer<'a> {
+    archive: Writer<BufWriter<&'a mut dyn Write>>,
     /// Files with several names, by device and inode, and the first of these.
     linked: BTreeMap<(u64, u64), Vec<u8>>,
     notes: &'a mut dyn FnMut(String),
 }
 
-impl<W: Write> Packer<'_, W> {
+impl Packer<'_> {
     /// Each directory comes right before what is in it, so that who unpacks them can be done with
     /// one before the next.
     fn tree(&mut self, top: &OwnedFd, base: &[u8]) -> Result<(), CopyError> {

@@ -42,7 +42,10 @@ fn unpacked(
         rights: PLAIN,
     };
     let root = File::open(root).unwrap();
-    unpack(root.as_fd(), &to, bytes, &mut |note| notes.push(note))?;
+    let mut bytes = bytes;
+    unpack(root.as_fd(), &to, &mut bytes, &mut |note| {
+        notes.push(note);
+    })?;
     Ok(notes)
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, BufReader, Read};
 use std::os::fd::BorrowedFd;
 
-use archive::{Archive, Entry, EntryPath, Input, Kind, Stream};
+use archive::{Archive, ArchiveError, Entry, EntryPath, Kind, Stream};
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
@@ -79,31 +79,15 @@ pub struct Rights {
 pub fn unpack(
     root: BorrowedFd<'_>,
     to: &Destination<'_>,
-    input: impl Read,
+    input: &mut dyn Read,
     notes: &mut dyn FnMut(String),
 ) -> Result<(), CopyError> {
-    let mut input = BufReader::with_capacity(BUFFER, input);
-    let mut archive = Archive::new(Stream(&mut input), MAX_EXTENSION);
-    match to.what {
+    let input = BufReader::with_capacity(BUFFER, input);
+    let mut archive = Archive::new(Stream(input), MAX_EXTENSION);
+    let (anchor, renamed, first) = match to.what {
         What::Archive => {
             let anchor = anywhere(root, to.path)?;
-            let mut unpacker = Unpacker {
-                archive: &mut archive,
-                anchor,
-                renamed: Renamed::default(),
-                to,
-                notes,
-            };
-            let first = unpacker.archive.next_entry()?;
-            unpacker.run(first)?;
-            // Who writes it may want to write what is behind its end, too.
-            io::copy(&mut input, &mut io::sink()).map_err(|source| {
-                archive::ArchiveError::Read {
-                    position: 0,
-                    source,
-                }
-            })?;
-            Ok(())
+            (anchor, Renamed::default(), archive.next_entry()?)
         }
         What::Copy { name } => {
             // A place that is none is told before anything is read.
@@ -111,16 +95,26 @@ pub fn unpack(
                 .map_err(CopyError::unresolved(to.path))?;
             let first = archive.next_entry()?.ok_or(CopyError::Empty)?;
             let (anchor, renamed) = one(&spot, to.path, &first, name)?;
-            let mut unpacker = Unpacker {
-                archive: &mut archive,
-                anchor,
-                renamed,
-                to,
-                notes,
-            };
-            unpacker.run(Some(first))
+            (anchor, renamed, Some(first))
         }
+    };
+    let mut unpacker = Unpacker {
+        archive,
+        anchor,
+        renamed,
+        to,
+        notes,
+    };
+    unpacker.run(first)?;
+    if to.what == What::Archive {
+        // Who writes it may want to write what is behind its end, too.
+        let mut rest = unpacker.archive.into_input();
+        io::copy(&mut rest, &mut io::sink()).map_err(|source| ArchiveError::Read {
+            position: 0,
+            source,
+        })?;
     }
+    Ok(())
 }
 
 /// The place of any archive: a directory.
@@ -208,15 +202,18 @@ impl Renamed {
     }
 }
 
-struct Unpacker<'a, I> {
-    archive: &'a mut Archive<I>,
+/// An archive on its way in.
+pub(crate) type Incoming<'a> = Archive<Stream<BufReader<&'a mut dyn Read>>>;
+
+struct Unpacker<'a, 'i> {
+    archive: Incoming<'i>,
     anchor: Anchor,
     renamed: Renamed,
     to: &'a Destination<'a>,
     notes: &'a mut dyn FnMut(String),
 }
 
-impl<I: Input> Unpacker<'_, I> {
+impl Unpacker<'_, '_> {
     fn run(&mut self, first: Option<Entry>) -> Result<(), CopyError> {
         let mut next = first;
         while let Some(entry) = next {
@@ -249,7 +246,7 @@ impl<I: Input> Unpacker<'_, I> {
                 new.directory()?;
                 self.anchor.set_times_later(path.bytes(), times(entry));
             }
-            Kind::Regular => new.regular(self.archive, &mut self.anchor)?,
+            Kind::Regular => new.regular(&mut self.archive, &mut self.anchor)?,
             Kind::HardLink => {
                 let target = self.renamed.path(&entry.link)?;
                 let reason = "it links to a name that cannot be";

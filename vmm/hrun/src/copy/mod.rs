@@ -101,7 +101,7 @@ impl Sink {
                     },
                 };
                 process::umask(Mode::empty());
-                cp::unpack(root()?.as_fd(), &to, archive, &mut note)
+                cp::unpack(root()?.as_fd(), &to, &mut archive, &mut note)
             }
         }
     }
@@ -131,7 +131,7 @@ impl Spring {
             Self::Files(path) => {
                 let follow = wanted.follow;
                 let source = Source { path, follow };
-                cp::pack(root()?.as_fd(), &source, archive, &mut note)
+                cp::pack(root()?.as_fd(), &source, &mut archive, &mut note)
             }
         }
     }

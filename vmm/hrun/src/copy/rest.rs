@@ -2,7 +2,7 @@
 //! them. They are mounted nowhere, and reached by the descriptor of their root alone.
 
 use std::{
-    io,
+    io::{self, PipeReader, PipeWriter},
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     thread,
@@ -140,7 +140,7 @@ impl Side for Rest {
         let source = Source { path, follow };
         let (reader, writer) = io::pipe().context("Failed to make a pipe")?;
         self.meet(
-            |out| cp::pack(self.root.as_fd(), &source, out, &mut note),
+            |mut out: PipeWriter| cp::pack(self.root.as_fd(), &source, &mut out, &mut note),
             |archive| sink.take(&source, wanted, archive),
             (writer, reader),
         )
@@ -168,7 +168,7 @@ impl Side for Rest {
         rustix::process::umask(Mode::empty());
         let (reader, writer) = io::pipe().context("Failed to make a pipe")?;
         self.meet(
-            |archive| cp::unpack(self.root.as_fd(), &to, archive, &mut note),
+            |mut archive: PipeReader| cp::unpack(self.root.as_fd(), &to, &mut archive, &mut note),
             |out| spring.give(wanted, out),
             (reader, writer),
         )
