@@ -385,3 +385,46 @@ fn a_tree_deeper_than_descriptors_go_is_copied() {
     copy(root, "/src", "/dst").unwrap();
     assert_eq!(text(root.join("dst").join(&deep).join("f")), "bottom");
 }
+
+#[test]
+fn whatever_an_archive_became_nothing_beside_its_place_changes() {
+    let entries = [
+        (Kind::Directory, "x/", "", 0o755),
+        (Kind::Symlink, "x/l", "../../dir", 0),
+        (Kind::Regular, "x/l/y", "bad", 0o644),
+        (Kind::HardLink, "x/h", "x/l/../secret", 0),
+        (Kind::Regular, "x/f", "data", 0o644),
+        (Kind::Fifo, "x/p", "", 0o644),
+    ];
+    let whole = archive(&entries);
+    let dir = tempfile::tempdir().unwrap();
+    let intact = canary(dir.path());
+    let dest = dir.path().join("out/dest");
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        // Knuth's generator: the same archives every time.
+        state = state.wrapping_mul(6_364_136_223_846_793_005);
+        state = state.wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    for _ in 0..500 {
+        let mut bytes = whole.clone();
+        for _ in 0..=random(3) {
+            // Names, numbers and kinds are at the beginning of a header, targets follow.
+            let header = random(bytes.len() / 512) * 512;
+            let from = random(bytes.len() / 512) * 512 + random(200);
+            let (at, value) = (header + random(200), bytes[from]);
+            bytes[at] = [value, b"./xlhf0125\0"[random(11)]][random(2)];
+        }
+        for header in bytes.chunks_mut(512) {
+            header[148..156].fill(b' ');
+            let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+        let what = What::Copy { name: b"x" };
+        let _ = unpacked(dir.path(), "/out/dest", what, &bytes);
+        intact();
+        fs::remove_dir_all(&dest).unwrap();
+        fs::create_dir(&dest).unwrap();
+    }
+}

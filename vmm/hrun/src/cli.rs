@@ -24,6 +24,7 @@ Examples:
   hrun run -it --rm busybox sh         Have a shell there
   hrun run -d --name web app           Have one in the background
   hrun exec -it web sh                 Look into it
+  hrun cp web:/etc/motd .              Copy a file out of it
   hrun attach web                      Have its streams here
   hrun busybox echo hi                 The same as hrun run busybox echo hi
   hrun commit box tools:1              Make an image of what a container has become
