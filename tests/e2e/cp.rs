@@ -139,7 +139,8 @@ fn what_is_mounted_in_the_container_is_seen(case: &Case) -> Result<()> {
 
 fn archives_stream_both_ways(case: &Case) -> Result<()> {
     let running = started(case, &[])?;
-    let big: Vec<u8> = (0..2u32 << 20).flat_map(u32::to_le_bytes).collect();
+    let words: u32 = if crate::full() { 2 << 20 } else { 1 << 18 };
+    let big: Vec<u8> = (0..words).flat_map(u32::to_le_bytes).collect();
     fs::create_dir(case.path("src"))?;
     fs::write(case.path("src/big"), &big)?;
     let long = "long".repeat(50);
@@ -150,7 +151,8 @@ fn archives_stream_both_ways(case: &Case) -> Result<()> {
         .stdin(archive.stdout)
         .run()?
         .prints("")?;
-    sh(case, &format!("cat /tmp/{long}; wc -c < /tmp/big"))?.prints("long\n8388608\n")?;
+    sh(case, &format!("cat /tmp/{long}; wc -c < /tmp/big"))?
+        .prints(&format!("long\n{}\n", big.len()))?;
 
     let stream = cp(case, &["box:/tmp/", "-"])?;
     fs::create_dir(case.path("dst"))?;
