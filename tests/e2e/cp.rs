@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tests::{Case, Outcome, Running, Test};
+use tests::{Case, Outcome, Test};
+
+use crate::exec::started;
 
 pub(crate) fn tests() -> Vec<Test> {
     crate::tests![
@@ -21,15 +23,6 @@ pub(crate) fn tests() -> Vec<Test> {
         what_cannot_be_copied_is_named,
     ]
     .into()
-}
-
-/// A container called "box" that waits to be told to end.
-fn started(case: &Case, options: &[&str]) -> Result<Running> {
-    let command = ["busybox", "sh", "-c", crate::PATIENT];
-    let args = ["--name", "box"].iter().chain(options).chain(&command);
-    let running = case.run(args).spawn()?;
-    running.wait_for("ready")?;
-    Ok(running)
 }
 
 fn cp(case: &Case, args: &[&str]) -> Result<Outcome> {

@@ -22,7 +22,7 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 /// A container called "box" that waits to be told to end.
-fn started(case: &Case, options: &[&str]) -> Result<Running> {
+pub(crate) fn started(case: &Case, options: &[&str]) -> Result<Running> {
     let command = ["busybox", "sh", "-c", crate::PATIENT];
     let args = ["--name", "box"].iter().chain(options).chain(&command);
     let running = case.run(args).spawn()?;

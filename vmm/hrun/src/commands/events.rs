@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use crate::{
     dirs::Dirs,
     events::{Event, FILE, Kind},
-    options::template::Template,
+    options::{
+        filter::{self, FilterError},
+        template::Template,
+    },
     rotated::Reader,
     table, time,
 };
@@ -53,25 +56,18 @@ enum Filter {
     Type(String),
 }
 
-/// A filter that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid filter {0:?}")]
-struct FilterError(String);
-
 impl std::str::FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
-        let (name, value) = text
-            .split_once('=')
-            .ok_or_else(|| FilterError(text.into()))?;
+        let (name, value) = filter::split(text)?;
         let value = value.to_owned();
         match name {
             "container" => Ok(Self::Container(value)),
             "image" => Ok(Self::Image(value)),
             "event" => Ok(Self::Action(value)),
             "type" if ["container", "image"].contains(&&*value) => Ok(Self::Type(value)),
-            _ => Err(FilterError(text.into())),
+            _ => Err(FilterError::new(text)),
         }
     }
 }
@@ -95,16 +91,6 @@ impl Filter {
             Self::Type(wanted) => event.kind.word() == wanted,
         }
     }
-}
-
-/// Whether an event fits one filter of each kind.
-fn fits(filters: &[Filter], event: &Event) -> bool {
-    filters.iter().all(|filter| {
-        let kind = std::mem::discriminant(filter);
-        filters
-            .iter()
-            .any(|other| std::mem::discriminant(other) == kind && other.fits(event))
-    })
 }
 
 pub(crate) fn execute(args: &EventsArgs) -> anyhow::Result<()> {
@@ -142,7 +128,7 @@ fn show(
         // Asked before the last look, so that nothing is missed.
         let left = times.end().saturating_sub(time::now_ns());
         while let Some(event) = reader.next::<Event>()? {
-            if times.contains(&event.time) && fits(&args.filter, &event) {
+            if times.contains(&event.time) && filter::fits(&args.filter, |one| one.fits(&event)) {
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(form.line(&event).as_bytes())?;
                 stdout.flush()?;
@@ -220,10 +206,10 @@ mod tests {
     }
 
     #[test]
-    fn filters_of_one_kind_are_alternatives_and_kinds_add_up() {
+    fn an_event_is_chosen_by_what_it_happened_to() {
         let fits = |filters: &[&str]| {
             let filters: Vec<Filter> = filters.iter().map(|text| text.parse().unwrap()).collect();
-            fits(&filters, &event())
+            filter::fits(&filters, |one| one.fits(&event()))
         };
         assert!(fits(&[]));
         assert!(fits(&["container=web", "container=db", "event=exec_start"]));

@@ -6,7 +6,10 @@ use serde_json::json;
 use crate::{
     container::{Containers, Record, Status, now},
     dirs::Dirs,
-    options::template::Template,
+    options::{
+        filter::{self, FilterError},
+        template::Template,
+    },
     table, time,
 };
 
@@ -59,17 +62,12 @@ enum Filter {
     Exited(u8),
 }
 
-/// A filter that cannot be.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("invalid filter {0:?}")]
-struct FilterError(String);
-
 impl std::str::FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
-        let refused = || FilterError(text.into());
-        let (name, value) = text.split_once('=').ok_or_else(refused)?;
+        let refused = || FilterError::new(text);
+        let (name, value) = filter::split(text)?;
         Ok(match name {
             "id" => Self::Id(value.into()),
             "name" => Self::Name(value.into()),
@@ -115,16 +113,6 @@ impl Filter {
     }
 }
 
-/// Whether a container fits one filter of each kind.
-fn fits(filters: &[Filter], record: &Record, state: &str) -> bool {
-    filters.iter().all(|filter| {
-        let kind = std::mem::discriminant(filter);
-        filters
-            .iter()
-            .any(|other| std::mem::discriminant(other) == kind && other.fits(record, state))
-    })
-}
-
 /// A container as programs get to see it.
 #[derive(Serialize)]
 struct Listed<'a> {
@@ -158,7 +146,10 @@ pub(crate) fn execute(args: &PsArgs) -> anyhow::Result<()> {
             let paused = record.is_paused();
             (record, paused)
         })
-        .filter(|(record, paused)| fits(&args.filter, record, record.status.word(*paused)))
+        .filter(|(record, paused)| {
+            let state = record.status.word(*paused);
+            filter::fits(&args.filter, |one| one.fits(record, state))
+        })
         .take(last.unwrap_or(usize::MAX))
         .collect();
     if args.format == "json" {
@@ -296,11 +287,11 @@ mod tests {
     }
 
     #[test]
-    fn filters_of_one_kind_are_alternatives_and_kinds_add_up() {
+    fn a_container_is_chosen_by_what_it_is() {
         let fits = |filters: &[&str], code| {
             let filters: Vec<Filter> = filters.iter().map(|text| text.parse().unwrap()).collect();
             let record = record(Status::Exited { code, finished: 0 });
-            fits(&filters, &record, "exited")
+            filter::fits(&filters, |one| one.fits(&record, "exited"))
         };
         assert!(fits(&[], None));
         assert!(fits(&["exited=3", "exited=4"], Some(4)));

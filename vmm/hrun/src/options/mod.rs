@@ -2,6 +2,7 @@
 
 pub(crate) mod capability;
 pub(crate) mod env;
+pub(crate) mod filter;
 pub(crate) mod limits;
 pub(crate) mod security;
 pub(crate) mod signal;
