@@ -25,10 +25,10 @@ Examples:
   hrun cp web:/var/log - | tar -tv
   tar -c bin | hrun cp - web:/usr/local
 
-Paths of a container count from its root. A directory goes into DEST if that is one, and becomes DEST
-if there is nothing yet; of SRC/. only the contents are copied. A container that runs needs nothing
-in its image for it; tmpfs and volumes are seen in one that runs only. Extended attributes are not
-copied, nor are devices to the host."
+Paths of a container count from its root. A directory goes into DEST if that is one, and becomes
+DEST if there is nothing yet; of SRC/. only the contents are copied. A container that runs needs
+nothing in its image for it; tmpfs and volumes are seen in one that runs only. Extended attributes
+are not copied, nor are devices to the host."
 )]
 pub(crate) struct CpArgs {
     /// Keep the owners of files; without it they are root's in a container, and yours here
