@@ -49,6 +49,9 @@ Environment:
   HRUN_INITRAMFS   Another initramfs
   HRUN_LOG         Log level of the VMM, such as debug";
 
+/// Longest line of help, in characters.
+const WIDTH: usize = 100;
+
 /// Runs every container in its own lightweight virtual machine.
 #[derive(Debug, Parser)]
 #[command(
@@ -58,7 +61,7 @@ Environment:
     arg_required_else_help = true,
     override_usage = "hrun COMMAND [OPTIONS]\n       hrun IMAGE [CMD...]",
     after_help = EXAMPLES,
-    max_term_width = 100
+    max_term_width = WIDTH
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -269,6 +272,23 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_said_below_the_options_fits_the_lines() {
+        fn check(command: &clap::Command) {
+            let text = command.get_after_help().map(ToString::to_string);
+            for line in text.iter().flat_map(|text| text.lines()) {
+                let length = line.chars().count();
+                assert!(
+                    length <= WIDTH,
+                    "{}: {line:?} has {length}",
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
     }
 
     #[test]

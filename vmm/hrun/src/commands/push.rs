@@ -17,8 +17,8 @@ Examples:
   hrun push --insecure app registry.lan:5000/app  To a registry without TLS
   hrun push --all-platforms app registry.example/app:2   With its images for other machines
 
-Only what the registry does not have is sent. Log in with `hrun login REGISTRY`; the logins of docker
-and podman count as well.
+Only what the registry does not have is sent. Log in with `hrun login REGISTRY`; the logins of
+docker and podman count as well.
 
 With --all-platforms the index from which the image was pulled or loaded is pushed as it is, with
 those of its images that the store has; what it does not have is named. `hrun pull --platform` gets

@@ -34,9 +34,10 @@ Examples:
   hrun stats --no-stream --format json
   hrun stats --no-stream --format '{{.Name}} {{.CPUPerc}}'
 
-CPU % is that of the VM with its VMM, 100 for each CPU of the host. GUEST is what the guest has written,
-kernel included, of the memory that it has. SHARED is what it uses of pages that all VMs of a template
-have in common. VMM is what hrun-vmm and the process that owns the container have for themselves.")]
+CPU % is that of the VM with its VMM, 100 for each CPU of the host. GUEST is what the guest has
+written, kernel included, of the memory that it has. SHARED is what it uses of pages that all VMs of
+a template have in common. VMM is what hrun-vmm and the process that owns the container have for
+themselves.")]
 pub(crate) struct StatsArgs {
     /// Show stopped containers as well
     #[arg(short, long)]
