@@ -1,5 +1,5 @@
 //! podman, docker and containerd with hrun in the place of their runtime, and with the usual one
-//! beside it: what works for that one has to work for hrun, or is listed with the reason.
+//! beside it: what works for that one has to work for hrun.
 //!
 //! `make test-engines` runs it, in a mount and a network namespace of its own. Every engine has its
 //! state in a temporary directory.
@@ -9,7 +9,6 @@ mod ctr;
 mod cycles;
 mod docker_like;
 mod engine;
-mod exceptions;
 mod groups;
 mod table;
 
@@ -92,5 +91,5 @@ fn run() -> Result<bool> {
     }
     names.retain(|name| is_wanted(name));
     print!("{}", table::render(&names, &results));
-    Ok(exceptions::judge(&names, &results))
+    Ok(table::judge(&names, &results))
 }

@@ -35,3 +35,29 @@ pub(crate) fn render(names: &[&'static str], results: &Results) -> String {
     text.push('\n');
     text
 }
+
+/// Whether hrun does all that the usual runtime does. Says what it does not.
+pub(crate) fn judge(names: &[&'static str], results: &Results) -> bool {
+    let mut fine = true;
+    for kind in [Kind::Podman, Kind::Docker, Kind::Ctr] {
+        for &name in names {
+            let outcome = |runtime| results.get(&(name, Column { kind, runtime }));
+            let Some(Outcome::Fails(error)) = outcome(Runtime::Hrun) else {
+                continue;
+            };
+            let usual = matches!(outcome(Runtime::Usual), Some(Outcome::Works));
+            let column = Column {
+                kind,
+                runtime: Runtime::Hrun,
+            };
+            let verdict = if usual {
+                "FAILED"
+            } else {
+                "fails, as with the usual runtime"
+            };
+            println!("{column}: {name}: {verdict}: {error}");
+            fine &= !usual;
+        }
+    }
+    fine
+}

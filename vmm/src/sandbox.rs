@@ -34,10 +34,11 @@ use rustix::{
 
 use self::{
     content::fill,
-    mount::{attach, clone_mount, make_directories, set_read_only, tmpfs},
+    mount::{make_directories, set_read_only},
 };
 use crate::config::{ShareConfig, ShareSource};
 
+pub use self::mount::{attach, clone_mount, tmpfs};
 pub use self::overlay::overlay;
 
 /// Failure to confine the process.

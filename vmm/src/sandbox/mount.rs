@@ -15,7 +15,12 @@ use rustix::{
     },
 };
 
-pub(super) fn tmpfs() -> rustix::io::Result<OwnedFd> {
+/// An empty tmpfs, without programs and devices.
+///
+/// # Errors
+///
+/// The kernel makes none.
+pub fn tmpfs() -> rustix::io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "mode", "0755")?;
     fsconfig_create(context.as_fd())?;
@@ -27,7 +32,12 @@ pub(super) const ATTRIBUTES: MountAttrFlags = MountAttrFlags::MOUNT_ATTR_NODEV
     .union(MountAttrFlags::MOUNT_ATTR_NOSUID)
     .union(MountAttrFlags::MOUNT_ATTR_NOEXEC);
 
-pub(crate) fn clone_mount(path: &Path, recursive: bool) -> rustix::io::Result<OwnedFd> {
+/// What is at `path` once more, with all mounts below it if asked.
+///
+/// # Errors
+///
+/// Nothing is there, or it cannot be mounted.
+pub fn clone_mount(path: &Path, recursive: bool) -> rustix::io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -35,7 +45,12 @@ pub(crate) fn clone_mount(path: &Path, recursive: bool) -> rustix::io::Result<Ow
     open_tree(CWD, path, flags)
 }
 
-pub(super) fn attach(mount: impl AsFd, base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
+/// Gives a mount its place: `path` below `base`, which is not followed if it is a link itself.
+///
+/// # Errors
+///
+/// There is no such place for it.
+pub fn attach(mount: impl AsFd, base: impl AsFd, path: &Path) -> rustix::io::Result<()> {
     move_mount(
         mount,
         "",

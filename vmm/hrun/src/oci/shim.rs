@@ -150,7 +150,10 @@ impl<'a> Shim<'a> {
             hooks,
             &self.owned.record.state("creating"),
         )?;
-        let _host = view::show(&self.owned.record.rootfs)
+        let record = &self.owned.record;
+        let processes = [record.shim, record.vmm];
+        let processes: Vec<_> = processes.iter().flatten().map(|it| it.pid).collect();
+        let _host = view::show(&record.rootfs, &processes)
             .context("Failed to make a mount namespace for whoever looks into the container")?;
         let socket = self.owned.record.orders_socket();
         let listener = UnixListener::bind(&socket)
