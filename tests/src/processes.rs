@@ -71,9 +71,19 @@ impl Process {
 
     /// Whether it has anything to do with files, sockets or mounts below `dir`.
     fn uses(&self, dir: &str, sockets: &HashSet<u64>) -> bool {
-        let mentions = |file: &str| {
-            fs::read(self.dir().join(file))
-                .is_ok_and(|bytes| bytes.windows(dir.len()).any(|part| part == dir.as_bytes()))
+        let names = |file: &str, text: &str| {
+            fs::read(self.dir().join(file)).is_ok_and(|bytes| {
+                bytes
+                    .windows(text.len())
+                    .any(|part| part == text.as_bytes())
+            })
+        };
+        let mentions = |file: &str| names(file, dir);
+        // A namespace that was made from ours has the mounts of all tests that ran just then.
+        let is_a_neighbours = || {
+            let parent = Path::new(dir).parent();
+            let parent = parent.filter(|parent| *parent != std::env::temp_dir());
+            parent.is_some_and(|parent| names("environ", &parent.to_string_lossy()))
         };
         let links = |dir_of_links: &str| {
             fs::read_dir(self.dir().join(dir_of_links))
@@ -93,7 +103,7 @@ impl Process {
         };
         mentions("cmdline")
             || mentions("environ")
-            || mentions("mountinfo") && !shares_mounts_with_us(self.pid)
+            || mentions("mountinfo") && !shares_mounts_with_us(self.pid) && !is_a_neighbours()
             || links("fd").any(|link| link.starts_with(dir) || socket(&link))
             || fs::read_link(self.dir().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir))
     }
