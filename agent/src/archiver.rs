@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use agent_protocol::{Capabilities, Transfer};
+use agent_protocol::{Archiving, Capabilities};
 use cp::{CopyError, Destination, Owner, Rights, Source, What};
 use rustix::fs::{self, Mode, OFlags};
 use rustix::process;
@@ -35,14 +35,14 @@ pub(crate) fn start(
     init: BorrowedFd<'_>,
     agent: BorrowedFd<'_>,
     container: &Container,
-    transfer: &Transfer,
+    archiving: &Archiving,
     ends: &Ends,
 ) -> Result<OwnedFd, StartError> {
     let stdio = ends.for_process(&container.devices);
     let job = || {
         let done = settle(init, container, stdio)
             .map_err(|error| format!("Failed to enter the container: {error}"))
-            .and_then(|()| carry_out(transfer).map_err(|error| explain(&error)));
+            .and_then(|()| carry_out(archiving).map_err(|error| explain(&error)));
         match done {
             Ok(()) => 0,
             Err(text) => {
@@ -78,7 +78,7 @@ fn settle(
     sys::set_capabilities(&Capabilities::of(CAPABILITIES))
 }
 
-fn carry_out(transfer: &Transfer) -> Result<(), CopyError> {
+fn carry_out(archiving: &Archiving) -> Result<(), CopyError> {
     let failed = |error: rustix::io::Errno| CopyError::System {
         action: "open",
         path: "/".into(),
@@ -87,8 +87,8 @@ fn carry_out(transfer: &Transfer) -> Result<(), CopyError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = fs::open("/", flags, Mode::empty()).map_err(failed)?;
     let mut notes = |note: String| say(&note);
-    match transfer {
-        Transfer::Pack { path, follow } => {
+    match archiving {
+        Archiving::Pack { path, follow } => {
             let source = Source {
                 path,
                 follow: *follow,
@@ -96,7 +96,7 @@ fn carry_out(transfer: &Transfer) -> Result<(), CopyError> {
             let out = rustix::io::dup(rustix::stdio::stdout()).map_err(failed)?;
             cp::pack(root.as_fd(), &source, &mut File::from(out), &mut notes)
         }
-        Transfer::Unpack {
+        Archiving::Unpack {
             path,
             name,
             keep_owner,

@@ -4,12 +4,16 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use agent_protocol::{DecodeError, Decoder, Event, Hello, MAX_FRAME, Open, Process, Request};
+use agent_protocol::{
+    ContainerId, DecodeError, Decoder, Event, Hello, MAX_FRAME, Open, Process, ProcessId, Request,
+    Stream, Transfer,
+};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::log;
 use crate::poller::{EventFlags, Poller, Token};
+use crate::process;
 
 /// Most bytes read before a greeting is complete; what is behind it in them fits a pipe.
 const GREETING: usize = 4096;
@@ -47,7 +51,41 @@ pub(crate) enum Read {
 #[derive(Debug)]
 pub(crate) struct Starting {
     pub(crate) request: u32,
-    pub(crate) process: Box<Process>,
+    pub(crate) what: What,
+}
+
+/// What is to run.
+#[derive(Debug)]
+pub(crate) enum What {
+    /// A program.
+    Process(Box<Process>),
+    /// The agent's archiver.
+    Transfer(Box<Transfer>),
+}
+
+impl What {
+    pub(crate) const fn id(&self) -> ProcessId {
+        match self {
+            Self::Process(process) => process.id,
+            Self::Transfer(transfer) => transfer.id,
+        }
+    }
+
+    pub(crate) const fn container(&self) -> ContainerId {
+        match self {
+            Self::Process(process) => process.container,
+            Self::Transfer(transfer) => transfer.container,
+        }
+    }
+
+    /// The streams that the host has to connect.
+    pub(crate) const fn streams(&self) -> &'static [Stream] {
+        let stdio = match self {
+            Self::Process(process) => process.stdio,
+            Self::Transfer(transfer) => transfer.stdio(),
+        };
+        process::streams(stdio)
+    }
 }
 
 /// A connection that is greeting, or controls.

@@ -101,7 +101,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const MAX_DATABASE: usize = 4 << 20;
 
 /// The streams a process must be connected with before it starts.
-pub(crate) fn streams(stdio: Stdio) -> &'static [Stream] {
+pub(crate) const fn streams(stdio: Stdio) -> &'static [Stream] {
     match stdio {
         Stdio::Terminal(_) => &[Stream::Terminal],
         Stdio::Pipes { stdin: true } => &[Stream::Stdin, Stream::Stdout, Stream::Stderr],
@@ -231,7 +231,6 @@ impl Launch {
             treatment: Treatment::default(),
             hooks: Vec::new(),
             stdio: Stdio::Pipes { stdin: true },
-            transfer: None,
         };
         Ok(Self {
             candidates: c_strings("A hook's path", [hook.path.clone()])?,

@@ -19,8 +19,8 @@
 //! Requests carry an identifier and may be sent without waiting for answers, so a whole container
 //! start is one write. They are carried out in order; each is answered by [`Event::Done`],
 //! [`Event::Personalized`], [`Event::Grown`] or [`Event::Failed`] with its identifier. A request
-//! that builds on a failed one fails as well. A [`Action::Start`] whose streams have not all been connected yet holds back the requests behind
-//! it on the same connection.
+//! that builds on a failed one fails as well. An [`Action::Start`] or [`Action::Transfer`] whose
+//! streams have not all been connected yet holds back the requests behind it on the same connection.
 //!
 //! Several control connections may be open at once. [`Event::Exited`] goes to the one that started
 //! the process; if that is closed, to the newest one, and if there is none, to the next one right

@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Container, Process, WindowSize};
+use crate::{Container, Process, Transfer, WindowSize};
 
 /// Version of the protocol. Host and agent refuse to work with another one.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 
 /// Host port (CID 2) to which the agent connects once, when it is ready for work.
 pub const READY_PORT: u32 = 1024;
@@ -45,7 +45,8 @@ pub enum Open {
     ///
     /// [`Stream::Stdin`] flows to the guest, [`Stream::Stdout`] and [`Stream::Stderr`] to the
     /// host, [`Stream::Terminal`] both ways. The connection may be made before or after the
-    /// [`Request::Start`] that names the process; a process starts when all its streams are there.
+    /// [`Action::Start`] or [`Action::Transfer`] that names the process; a process starts when all its
+    /// streams are there.
     Stream {
         /// The process, as numbered by the host.
         process: ProcessId,
@@ -149,6 +150,8 @@ pub enum Action {
         /// Files of its cgroup, and what is to be written there.
         files: Vec<(String, String)>,
     },
+    /// Move files out of a container that runs, or into it.
+    Transfer(Box<Transfer>),
 }
 
 /// How large a VM is to be, and where it has got what makes it so.

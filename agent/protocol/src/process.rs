@@ -46,16 +46,35 @@ pub struct Process {
     pub hooks: Vec<Hook>,
     /// A pseudo-terminal, or pipes.
     pub stdio: Stdio,
-    /// What it does instead of executing a program, once the container runs. Nothing else counts
-    /// then but the numbers and the streams; it is root's and may do what files need.
-    pub transfer: Option<Transfer>,
 }
 
-/// What the agent itself does with the files of a container. The image has no part in it: links and
-/// mounts are the container's, the program is the agent. It exits with 0, or with 1 and what went
-/// wrong as the last line on its standard error, where before it is told what was left out.
+/// A process in a container that runs, which is the agent itself: it moves files. The image has no
+/// part in it: links and mounts are the container's. It is root's, may do what files need, and exits
+/// with 0, or with 1 and what went wrong as the last line on its standard error, where before it is
+/// told what was left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Transfer {
+pub struct Transfer {
+    /// The host's number for it.
+    pub id: ProcessId,
+    /// The container it runs in.
+    pub container: ContainerId,
+    /// What it does.
+    pub archiving: Archiving,
+}
+
+impl Transfer {
+    /// How it is connected.
+    #[must_use]
+    pub const fn stdio(&self) -> Stdio {
+        Stdio::Pipes {
+            stdin: matches!(self.archiving, Archiving::Unpack { .. }),
+        }
+    }
+}
+
+/// Files out of a container or into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Archiving {
     /// Write a tar archive of a file or of a directory with all below it to standard output.
     Pack {
         /// What, from the container's root; a directory's contents if it ends in `/.`.

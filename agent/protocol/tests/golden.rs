@@ -27,7 +27,7 @@ fn golden_action(action: Action, wire: &str) {
 
 #[test]
 fn version_is_the_one_these_bytes_belong_to() {
-    assert_eq!(VERSION, 8);
+    assert_eq!(VERSION, 9);
     assert_eq!((READY_PORT, AGENT_PORT), (1024, 1025));
 }
 
@@ -230,40 +230,46 @@ fn start() {
             input: b"{}".to_vec(),
         }],
         stdio,
-        transfer: None,
     };
     golden_action(
         Action::Start(Box::new(process(Stdio::Pipes { stdin: true }))),
-        "590000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff878080030401120109000000000001022f680101680103413d620105027b7d010100",
+        "580000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff878080030401120109000000000001022f680101680103413d620105027b7d0101",
     );
     golden_action(
         Action::Start(Box::new(process(Stdio::Terminal(WindowSize {
             rows: 24,
             columns: 80,
         })))),
-        "5a0000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff878080030401120109000000000001022f680101680103413d620105027b7d00185000",
+        "590000000102020102027368022d630103413d62022f770103313a32010361646d01078008ffffffffffffffffff0101010100000101018080fcff878080030401120109000000000001022f680101680103413d620105027b7d001850",
     );
 }
 
 #[test]
 fn transfer() {
-    golden(
-        &Transfer::Pack {
+    let transfer = |archiving| {
+        Action::Transfer(Box::new(Transfer {
+            id: ProcessId(2),
+            container: ContainerId(1),
+            archiving,
+        }))
+    };
+    golden_action(
+        transfer(Archiving::Pack {
             path: b"/a".to_vec(),
             follow: true,
-        },
-        "0500000000022f6101",
+        }),
+        "09000000010c020100022f6101",
     );
     for (name, wire) in [
-        (None, "0600000001022f610001"),
-        (Some(b"b".to_vec()), "0800000001022f6101016201"),
+        (None, "0a000000010c020101022f610001"),
+        (Some(b"b".to_vec()), "0c000000010c020101022f6101016201"),
     ] {
-        golden(
-            &Transfer::Unpack {
+        golden_action(
+            transfer(Archiving::Unpack {
                 path: b"/a".to_vec(),
                 name,
                 keep_owner: true,
-            },
+            }),
             wire,
         );
     }

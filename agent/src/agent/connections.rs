@@ -9,7 +9,7 @@ use agent_protocol::{Action, Event, Open, ProcessId, Stream};
 
 use super::requests::RequestError;
 use super::{Agent, explain};
-use crate::connection::{Connection, ConnectionError, Read, Starting};
+use crate::connection::{Connection, ConnectionError, Read, Starting, What};
 use crate::log;
 use crate::sys;
 
@@ -130,7 +130,15 @@ impl Agent {
                 Action::Start(process) => {
                     connection.starting = Some(Starting {
                         request: request.id,
-                        process,
+                        what: What::Process(process),
+                    });
+                    self.try_start(id);
+                    continue;
+                }
+                Action::Transfer(transfer) => {
+                    connection.starting = Some(Starting {
+                        request: request.id,
+                        what: What::Transfer(transfer),
                     });
                     self.try_start(id);
                     continue;
@@ -185,7 +193,7 @@ impl Agent {
             return;
         };
         if let Some(starting) = connection.starting {
-            let process = starting.process.id;
+            let process = starting.what.id();
             self.streams.retain(|(waiting, _), _| *waiting != process);
         }
     }
@@ -242,7 +250,7 @@ impl Agent {
         self.streams.insert((process, stream), waiting);
         let waits = |connection: &Connection| {
             let starting = connection.starting.as_ref();
-            starting.is_some_and(|starting| starting.process.id == process)
+            starting.is_some_and(|starting| starting.what.id() == process)
         };
         let connection = self.connections.iter().find(|(_, other)| waits(other));
         if let Some(id) = connection.map(|(id, _)| *id) {

@@ -14,7 +14,6 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use super::processes::exit_status;
 use super::requests::{RequestError, system};
 use super::{Agent, explain};
-use crate::connection::Starting;
 use crate::container::Init;
 use crate::log;
 use crate::poller::{EventFlags, Token};
@@ -31,6 +30,7 @@ pub(super) struct Hooking {
     connection: u32,
     /// The hook among the process's.
     index: usize,
+    path: String,
     pidfd: OwnedFd,
     output: OwnedFd,
     deadline: Option<Instant>,
@@ -92,6 +92,7 @@ impl Agent {
             Hooking {
                 connection,
                 index,
+                path: hook.path.clone(),
                 pidfd,
                 output,
                 deadline: timeout.map(|timeout| Instant::now() + timeout),
@@ -130,7 +131,7 @@ impl Agent {
         let Some(starting) = starting else {
             return;
         };
-        match hooking.failure(status, &starting) {
+        match hooking.failure(status) {
             None => self.begin(connection, starting, hooking.index + 1),
             Some(error) => {
                 self.end_container(id);
@@ -187,12 +188,11 @@ impl Hooking {
     }
 
     /// Why the process must not start.
-    fn failure(&self, status: Option<u8>, starting: &Starting) -> Option<RequestError> {
+    fn failure(&self, status: Option<u8>) -> Option<RequestError> {
         if status == Some(0) && !self.late {
             return None;
         }
-        let hook = starting.process.hooks.get(self.index);
-        let path = hook.map_or_else(String::new, |hook| hook.path.clone());
+        let path = self.path.clone();
         if self.late {
             return Some(RequestError::HookTimeout { path });
         }

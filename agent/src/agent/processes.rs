@@ -14,7 +14,7 @@ use super::connections::WaitingStream;
 use super::hooks::Hooking;
 use super::requests::{RequestError, system};
 use crate::archiver;
-use crate::connection::Starting;
+use crate::connection::{Starting, What};
 use crate::container::Init;
 use crate::log;
 use crate::poller::{End, EventFlags, Token};
@@ -54,18 +54,18 @@ impl Agent {
         else {
             return;
         };
-        let spec = &*starting.process;
-        if let Err(error) = self.may_start(spec) {
+        let (id, container) = (starting.what.id(), starting.what.container());
+        if let Err(error) = self.may_start(id, container) {
             return self.refuse(connection, &starting, error);
         }
-        let there = |stream: &Stream| self.streams.contains_key(&(spec.id, *stream));
-        let whose = self.hooks.get(&spec.container).map(Hooking::connection);
+        let there = |stream: &Stream| self.streams.contains_key(&(id, *stream));
+        let whose = self.hooks.get(&container).map(Hooking::connection);
         match whose {
-            None if process::streams(spec.stdio).iter().all(there) => {
+            None if starting.what.streams().iter().all(there) => {
                 self.begin(connection, starting, 0);
             }
             Some(other) if other != connection => {
-                let error = RequestError::RunsHooks(spec.container.0);
+                let error = RequestError::RunsHooks(container.0);
                 self.refuse(connection, &starting, error);
             }
             _ => self.put_back(connection, starting),
@@ -74,11 +74,13 @@ impl Agent {
 
     /// Starts the hook of this number, or the process if there are no more.
     pub(super) fn begin(&mut self, connection: u32, starting: Starting, hook: usize) {
-        let spec = &*starting.process;
-        let result = match self.start_hook(connection, spec, hook) {
-            Ok(true) => return self.put_back(connection, starting),
-            Ok(false) => self.start(connection, spec),
-            Err(error) => Err(error),
+        let result = match &starting.what {
+            What::Process(spec) => match self.start_hook(connection, spec, hook) {
+                Ok(true) => return self.put_back(connection, starting),
+                Ok(false) => self.start(connection, spec),
+                Err(error) => Err(error),
+            },
+            What::Transfer(transfer) => self.transfer(connection, transfer),
         };
         match result {
             Ok(()) => self.answer(connection, starting.request, Ok(())),
@@ -95,17 +97,17 @@ impl Agent {
 
     /// Answers that a process does not start.
     pub(super) fn refuse(&mut self, connection: u32, starting: &Starting, error: RequestError) {
-        let process = starting.process.id;
+        let process = starting.what.id();
         self.streams.retain(|(waiting, _), _| *waiting != process);
         self.answer(connection, starting.request, Err(error));
     }
 
-    pub(super) fn may_start(&self, spec: &Process) -> Result<(), RequestError> {
-        if self.processes.contains_key(&spec.id) {
-            return Err(RequestError::ProcessExists(spec.id.0));
+    fn may_start(&self, id: ProcessId, container: ContainerId) -> Result<(), RequestError> {
+        if self.processes.contains_key(&id) {
+            return Err(RequestError::ProcessExists(id.0));
         }
-        if !self.containers.contains_key(&spec.container) {
-            return Err(RequestError::NoContainer(spec.container.0));
+        if !self.containers.contains_key(&container) {
+            return Err(RequestError::NoContainer(container.0));
         }
         if !self.is_personal()? {
             return Err(RequestError::NotPersonal);
@@ -113,10 +115,7 @@ impl Agent {
         Ok(())
     }
 
-    pub(super) fn start(&mut self, owner: u32, spec: &Process) -> Result<(), RequestError> {
-        if let Some(transfer) = &spec.transfer {
-            return self.start_transfer(owner, spec, transfer);
-        }
+    fn start(&mut self, owner: u32, spec: &Process) -> Result<(), RequestError> {
         let Some(container) = self.containers.get_mut(&spec.container) else {
             return Err(RequestError::NoContainer(spec.container.0));
         };
@@ -158,18 +157,13 @@ impl Agent {
         if matches!(container.init, Init::Gone) {
             container.init = Init::Running(spec.id);
         }
-        self.connect(owner, spec, pidfd, ends)
+        self.connect(owner, spec.id, spec.container, pidfd, ends)
     }
 
     /// Starts the agent's own archiver in a container that runs.
-    fn start_transfer(
-        &mut self,
-        owner: u32,
-        spec: &Process,
-        transfer: &Transfer,
-    ) -> Result<(), RequestError> {
-        let Some(container) = self.containers.get(&spec.container) else {
-            return Err(RequestError::NoContainer(spec.container.0));
+    fn transfer(&mut self, owner: u32, transfer: &Transfer) -> Result<(), RequestError> {
+        let Some(container) = self.containers.get(&transfer.container) else {
+            return Err(RequestError::NoContainer(transfer.container.0));
         };
         let first = match container.init {
             Init::Running(first) => self.processes.get(&first),
@@ -179,35 +173,42 @@ impl Agent {
         let Some(init) = first.filter(|first| first.ended.is_none()) else {
             return Err(StartError::ContainerGone.into());
         };
-        let ends = Ends::new(spec.stdio, &container.devices, Uid::ROOT)?;
+        let ends = Ends::new(transfer.stdio(), &container.devices, Uid::ROOT)?;
         let init = init.pidfd.as_fd();
-        let pidfd = archiver::start(init, self.own.as_fd(), container, transfer, &ends)?;
-        self.connect(owner, spec, pidfd, ends)
+        let pidfd = archiver::start(
+            init,
+            self.own.as_fd(),
+            container,
+            &transfer.archiving,
+            &ends,
+        )?;
+        self.connect(owner, transfer.id, transfer.container, pidfd, ends)
     }
 
     /// Connects a process that was started with its streams.
-    pub(super) fn connect(
+    fn connect(
         &mut self,
         owner: u32,
-        spec: &Process,
+        id: ProcessId,
+        container: ContainerId,
         pidfd: OwnedFd,
         ends: Ends,
     ) -> Result<(), RequestError> {
         let mut channels = Vec::with_capacity(3);
         for (stream, local) in ends.into_agent() {
-            if let Some(waiting) = self.streams.remove(&(spec.id, stream)) {
+            if let Some(waiting) = self.streams.remove(&(id, stream)) {
                 let WaitingStream { socket, early } = waiting;
-                channels.push(Channel::new(spec.id, stream, local, socket, early));
+                channels.push(Channel::new(id, stream, local, socket, early));
             }
         }
         let mut running = Running {
-            container: spec.container,
+            container,
             owner,
             pidfd,
             channels,
             ended: None,
         };
-        let token = Token::Exit(spec.id);
+        let token = Token::Exit(id);
         let nothing = EventFlags::empty();
         let watched = self
             .poller
@@ -220,10 +221,10 @@ impl Agent {
             // A process that cannot be watched must not run.
             let _ = sys::pidfd_signal(running.pidfd.as_fd(), libc::SIGKILL);
             let _ = waitid(WaitId::PidFd(running.pidfd.as_fd()), WaitIdOptions::EXITED);
-            self.process_is_gone(spec.id, spec.container);
+            self.process_is_gone(id, container);
             return Err(system("watch a process")(error));
         }
-        self.processes.insert(spec.id, running);
+        self.processes.insert(id, running);
         Ok(())
     }
 

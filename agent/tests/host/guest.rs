@@ -254,7 +254,6 @@ pub fn shell(id: u32, command: &str) -> Process {
         treatment: Treatment::default(),
         hooks: Vec::new(),
         stdio: Stdio::Pipes { stdin: false },
-        transfer: None,
     }
 }
 

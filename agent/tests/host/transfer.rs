@@ -19,14 +19,12 @@ fn started(guest: &Guest, control: &mut Control, spec: Container) -> [UnixStream
     streams
 }
 
-fn transfer(id: u32, transfer: Transfer) -> Process {
-    let mut process = shell(id, "");
-    process.args = Vec::new();
-    process.stdio = Stdio::Pipes {
-        stdin: matches!(transfer, Transfer::Unpack { .. }),
-    };
-    process.transfer = Some(transfer);
-    process
+fn transfer(id: u32, archiving: Archiving) -> Action {
+    Action::Transfer(Box::new(Transfer {
+        id: ProcessId(id),
+        container: ContainerId(1),
+        archiving,
+    }))
 }
 
 struct Done {
@@ -40,10 +38,7 @@ fn pack(guest: &Guest, control: &mut Control, id: u32, path: &str) -> Done {
     let mut stderr = guest.stream(id, Stream::Stderr);
     let path = path.into();
     let follow = false;
-    control.ask(Action::Start(Box::new(transfer(
-        id,
-        Transfer::Pack { path, follow },
-    ))));
+    control.ask(transfer(id, Archiving::Pack { path, follow }));
     let mut bytes = Vec::new();
     stdout.read_to_end(&mut bytes).unwrap();
     Done {
@@ -63,12 +58,12 @@ fn unpack(
     let mut stdin = guest.stream(id, Stream::Stdin);
     let mut stdout = guest.stream(id, Stream::Stdout);
     let mut stderr = guest.stream(id, Stream::Stderr);
-    let what = Transfer::Unpack {
+    let what = Archiving::Unpack {
         path: path.into(),
         name: name.map(Into::into),
         keep_owner: false,
     };
-    control.ask(Action::Start(Box::new(transfer(id, what))));
+    control.ask(transfer(id, what));
     // It may be done before it has read everything.
     let _ = stdin.write_all(bytes);
     let _ = stdin.shutdown(Shutdown::Write);
@@ -142,16 +137,16 @@ fn what_goes_wrong_is_told_and_the_agent_serves_on() {
         assert!(done.stderr.contains(message), "{path}: {}", done.stderr);
     }
     // Whoever reads no more ends it.
-    let process = transfer(
+    let action = transfer(
         20,
-        Transfer::Pack {
+        Archiving::Pack {
             path: b"/usr".to_vec(),
             follow: false,
         },
     );
     let stdout = guest.stream(20, Stream::Stdout);
     let _stderr = guest.stream(20, Stream::Stderr);
-    control.ask(Action::Start(Box::new(process)));
+    control.ask(action);
     drop(stdout);
     assert_ne!(control.exit(20), ExitStatus::Exited(0));
     assert_eq!(guest.run(&mut control, shell(21, "echo on")).stdout, "on\n");
@@ -193,13 +188,13 @@ fn a_container_that_was_not_started_has_none() {
     let mut control = guest.control();
     control.ask(Action::Create(Box::new(guest.container())));
     let _streams = [Stream::Stdout, Stream::Stderr].map(|stream| guest.stream(2, stream));
-    let process = transfer(
+    let action = transfer(
         2,
-        Transfer::Pack {
+        Archiving::Pack {
             path: b"/".to_vec(),
             follow: false,
         },
     );
-    let refused = control.try_ask(Action::Start(Box::new(process)));
+    let refused = control.try_ask(action);
     assert!(refused.unwrap_err().1.contains("not been started"));
 }

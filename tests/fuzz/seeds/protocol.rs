@@ -1,8 +1,8 @@
 //! One frame of each kind of message, alone and one behind the other.
 
 use agent_protocol::{
-    Action, Capabilities, Container, ContainerId, Device, DeviceKind, Event, ExitStatus, Failure,
-    File, Growth, Hello, Hook, MemoryGrowth, Mount, Open, Personality, Process, ProcessId,
+    Action, Archiving, Capabilities, Container, ContainerId, Device, DeviceKind, Event, ExitStatus,
+    Failure, File, Growth, Hello, Hook, MemoryGrowth, Mount, Open, Personality, Process, ProcessId,
     Propagation, Request, Rlimit, SeccompFilter, Source, Stdio, Stream, Transfer, Treatment,
     VERSION, WindowSize, encode,
 };
@@ -41,6 +41,15 @@ pub(crate) fn frames() -> Vec<Vec<u8>> {
                 start: 1 << 32,
             }),
         }),
+        Action::Transfer(Box::new(Transfer {
+            id: process,
+            container: ContainerId(1),
+            archiving: Archiving::Unpack {
+                path: b"/tmp".to_vec(),
+                name: Some(b"file".to_vec()),
+                keep_owner: true,
+            },
+        })),
     ];
     let requests = actions
         .into_iter()
@@ -178,10 +187,5 @@ fn start(id: ProcessId) -> Process {
             input: b"{}".to_vec(),
         }],
         stdio: Stdio::Pipes { stdin: true },
-        transfer: Some(Transfer::Unpack {
-            path: b"/tmp".to_vec(),
-            name: Some(b"file".to_vec()),
-            keep_owner: true,
-        }),
     }
 }

@@ -206,7 +206,8 @@ fn step(action: &Action) -> &'static str {
         | Action::Limit { .. }
         | Action::Remove { .. }
         | Action::Forget { .. }
-        | Action::Prepare { .. } => "request done",
+        | Action::Prepare { .. }
+        | Action::Transfer(_) => "request done",
     }
 }
 

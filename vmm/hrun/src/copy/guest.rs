@@ -8,7 +8,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use agent_protocol::{Event, ExitStatus, Open, ProcessId, Stream, Transfer};
+use agent_protocol::{Archiving, Event, ExitStatus, Open, ProcessId, Stream};
 use anyhow::{Context, anyhow, bail};
 use cp::{CopyError, Source};
 use rustix::event::{PollFd, PollFlags};
@@ -38,10 +38,10 @@ impl Guest {
         }
     }
 
-    fn start(&self, transfer: Transfer) -> anyhow::Result<Session> {
+    fn start(&self, archiving: Archiving) -> anyhow::Result<Session> {
         let process = translate::random_process().context("Failed to make a process number")?;
         let stream = |stream| connect(&self.vsock, &Open::Stream { process, stream }, &[]);
-        let reads = matches!(transfer, Transfer::Unpack { .. });
+        let reads = matches!(archiving, Archiving::Unpack { .. });
         let stdin = reads.then(|| stream(Stream::Stdin)).transpose()?;
         let stdout = stream(Stream::Stdout)?;
         let stderr = stream(Stream::Stderr)?;
@@ -49,7 +49,7 @@ impl Guest {
             .name("standard error".into())
             .spawn(move || read_text(stderr))
             .context("Failed to start a thread")?;
-        let action = translate::transfer_action(process, transfer);
+        let action = translate::transfer_action(process, archiving);
         let control = Control::open(&self.vsock, vec![action])?;
         Ok(Session {
             process,
@@ -88,7 +88,7 @@ impl Guest {
 impl Side for Guest {
     fn pack(&self, path: &[u8], sink: &Sink, wanted: Wanted) -> anyhow::Result<()> {
         let follow = wanted.follow;
-        let mut session = self.start(Transfer::Pack {
+        let mut session = self.start(Archiving::Pack {
             path: path.to_vec(),
             follow,
         })?;
@@ -103,7 +103,7 @@ impl Side for Guest {
     }
 
     fn unpack(&self, path: &[u8], spring: &Spring, wanted: Wanted) -> anyhow::Result<()> {
-        let mut session = self.start(Transfer::Unpack {
+        let mut session = self.start(Archiving::Unpack {
             path: path.to_vec(),
             name: spring.name(),
             keep_owner: wanted.keep_owner,

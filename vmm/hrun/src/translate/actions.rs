@@ -1,8 +1,8 @@
 //! What the agent is asked for.
 
 use agent_protocol::{
-    Action, Capabilities, Container, Mount, Personality, ProcessId, Source, Stdio, Transfer,
-    Treatment,
+    Action, Archiving, Capabilities, Container, Mount, Personality, ProcessId, Source, Stdio,
+    Transfer, Treatment,
 };
 use rustix::{
     io::Errno,
@@ -75,33 +75,15 @@ pub(crate) fn exec_action(
         treatment: Treatment::default(),
         hooks: Vec::new(),
         stdio: exec.stdio,
-        transfer: None,
     }))
 }
 
 /// What the agent has to do for files on their way out of the container or into it.
-pub(crate) fn transfer_action(id: ProcessId, transfer: Transfer) -> Action {
-    let stdin = matches!(transfer, Transfer::Unpack { .. });
-    Action::Start(Box::new(agent_protocol::Process {
+pub(crate) fn transfer_action(id: ProcessId, archiving: Archiving) -> Action {
+    Action::Transfer(Box::new(Transfer {
         id,
         container: CONTAINER,
-        args: Vec::new(),
-        env: Vec::new(),
-        cwd: "/".into(),
-        create_cwd: false,
-        user: String::new(),
-        additional_groups: Vec::new(),
-        rlimits: Vec::new(),
-        capabilities: Capabilities::of(0),
-        no_new_privileges: true,
-        seccomp: Vec::new(),
-        seccomp_flags: 0,
-        umask: None,
-        oom_score_adj: None,
-        treatment: Treatment::default(),
-        hooks: Vec::new(),
-        stdio: Stdio::Pipes { stdin },
-        transfer: Some(transfer),
+        archiving,
     }))
 }
 
@@ -193,6 +175,5 @@ fn process(ready: &Ready<'_>, stdio: Stdio) -> agent_protocol::Process {
         treatment: Treatment::default(),
         hooks: Vec::new(),
         stdio,
-        transfer: None,
     }
 }

@@ -70,7 +70,6 @@ pub(super) fn process(
         treatment: treatment::treatment(process, spec)?,
         hooks: Vec::new(),
         stdio: stdio(process),
-        transfer: None,
     })
 }
 
