@@ -14,6 +14,7 @@
 
 pub mod blk;
 pub mod fs;
+mod requests;
 pub mod rng;
 pub mod vsock;
 mod worker;
@@ -108,20 +109,6 @@ pub struct VirtQueue {
     pub queue: Queue,
     /// Signalled when the driver notifies the queue.
     pub kick: EventFd,
-}
-
-impl VirtQueue {
-    /// The queues of a device that has exactly `N`.
-    ///
-    /// # Errors
-    ///
-    /// The driver set up another number of them.
-    pub fn exactly<const N: usize>(queues: Vec<Self>) -> Result<[Self; N], ActivateError> {
-        <[Self; N]>::try_from(queues).map_err(|queues| ActivateError::QueueCount {
-            expected: N,
-            got: queues.len(),
-        })
-    }
 }
 
 /// How a device tells its driver that something happened.

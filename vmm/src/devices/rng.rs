@@ -1,13 +1,13 @@
 //! virtio-rng (virtio 1.2, section 5.4): the host's randomness for the guest.
 
-use std::sync::Arc;
-
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::{virtio_ids::VIRTIO_ID_RNG, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
-use virtio_queue::{DescriptorChain, QueueState, QueueT};
+use virtio_queue::{DescriptorChain, QueueState};
 use vm_memory::{Bytes, GuestMemoryMmap};
 
-use super::{ActivateError, ActivationContext, Interrupt, VirtQueue, VirtioDevice, Worker};
+use super::{
+    ActivateError, ActivationContext, VirtioDevice,
+    requests::{RequestWorker, Responder},
+};
 
 /// The kernel asks for a cache line at a time.
 const QUEUE_SIZES: [u16; 1] = [8];
@@ -17,7 +17,7 @@ const MAX_REQUEST: usize = 4096;
 /// A virtio-rng device.
 #[derive(Default)]
 pub struct Rng {
-    worker: Option<Worker<Active>>,
+    worker: Option<RequestWorker<Randomness>>,
 }
 
 impl VirtioDevice for Rng {
@@ -38,21 +38,8 @@ impl VirtioDevice for Rng {
     }
 
     fn activate(&mut self, context: ActivationContext) -> Result<(), ActivateError> {
-        let ActivationContext {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = context;
-        let [requests] = VirtQueue::exactly(queues)?;
-        self.worker = Some(Worker::spawn(
-            "virtio-rng",
-            Active {
-                memory,
-                requests,
-                interrupt,
-            },
-        )?);
+        let worker = RequestWorker::spawn("virtio-rng", Randomness, QUEUE_SIZES.len(), context)?;
+        self.worker = Some(worker);
         Ok(())
     }
 
@@ -61,69 +48,31 @@ impl VirtioDevice for Rng {
     }
 
     fn suspend(&mut self) -> Option<Vec<QueueState>> {
-        let active = self.worker.take()?.stop()?;
-        Some(vec![active.requests.queue.state()])
+        let (_, queues) = self.worker.take()?.stop()?;
+        Some(queues)
     }
 }
 
-struct Active {
-    memory: GuestMemoryMmap,
-    requests: VirtQueue,
-    interrupt: Arc<dyn Interrupt>,
-}
+/// Whatever is asked for, it is random.
+struct Randomness;
 
-impl Active {
-    /// Fills every buffer that the driver offers.
-    fn fill(&mut self) -> Result<(), virtio_queue::Error> {
-        let queue = &mut self.requests.queue;
-        loop {
-            queue.disable_notification(&self.memory)?;
-            while let Some(chain) = queue.pop_descriptor_chain(&self.memory) {
-                let head = chain.head_index();
-                let written = fill_chain(&self.memory, chain);
-                queue.add_used(&self.memory, head, written)?;
-            }
-            if !queue.enable_notification(&self.memory)? {
+impl Responder for Randomness {
+    /// Writes random bytes into the device-writable part of a request.
+    fn answer(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        request: DescriptorChain<&GuestMemoryMmap>,
+    ) -> u32 {
+        let mut written = 0;
+        for descriptor in request.writable() {
+            let length = (descriptor.len() as usize).min(MAX_REQUEST - written);
+            let mut bytes = vec![0; length];
+            let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+            if filled != Ok(length) || memory.write_slice(&bytes, descriptor.addr()).is_err() {
                 break;
             }
+            written += length;
         }
-        if queue.needs_notification(&self.memory)? {
-            // Fails only when the VM goes away.
-            let _ = self.interrupt.used_buffers();
-        }
-        Ok(())
-    }
-}
-
-/// Writes random bytes into the device-writable part of a request; says how many.
-fn fill_chain(memory: &GuestMemoryMmap, chain: DescriptorChain<&GuestMemoryMmap>) -> u32 {
-    let mut written = 0;
-    for descriptor in chain.writable() {
-        let length = (descriptor.len() as usize).min(MAX_REQUEST - written);
-        let mut bytes = vec![0; length];
-        let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-        if filled != Ok(length) || memory.write_slice(&bytes, descriptor.addr()).is_err() {
-            break;
-        }
-        written += length;
-    }
-    u32::try_from(written).expect("a request is at most MAX_REQUEST bytes")
-}
-
-impl MutEventSubscriber for Active {
-    fn process(&mut self, _events: Events, ops: &mut EventOps) {
-        // The counter only says that there is something: losing it loses nothing.
-        let _ = self.requests.kick.read();
-        if let Err(err) = self.fill() {
-            // The rings are broken by the guest: it gets no more randomness, the host is fine.
-            log::warn!("virtio-rng: the driver broke its queue: {err}");
-            let _ = ops.remove(Events::empty(&self.requests.kick));
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps) {
-        if let Err(err) = ops.add(Events::new(&self.requests.kick, EventSet::IN)) {
-            log::error!("virtio-rng: failed to wait for the driver: {err}");
-        }
+        u32::try_from(written).expect("a request is at most MAX_REQUEST bytes")
     }
 }

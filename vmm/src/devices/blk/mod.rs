@@ -6,9 +6,6 @@
 mod disk;
 mod request;
 
-use std::sync::Arc;
-
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use virtio_bindings::{
     virtio_blk::{
         VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
@@ -16,14 +13,15 @@ use virtio_bindings::{
     virtio_ids::VIRTIO_ID_BLOCK,
     virtio_ring::VIRTIO_RING_F_EVENT_IDX,
 };
-use virtio_queue::{QueueState, QueueT};
+use virtio_queue::{DescriptorChain, QueueState};
 use vm_memory::GuestMemoryMmap;
 
 pub use disk::{Disk, DiskError};
 pub use request::answer;
 
 use super::{
-    ActivateError, ActivationContext, Interrupt, VirtQueue, VirtioDevice, Worker, read_config_space,
+    ActivateError, ActivationContext, VirtioDevice, read_config_space,
+    requests::{RequestWorker, Responder},
 };
 
 /// One queue, of as many descriptors as one request of [`SEG_MAX`] segments needs, twice.
@@ -43,7 +41,7 @@ pub struct Blk {
     read_only: bool,
     /// `None` while the worker has it.
     disk: Option<Disk>,
-    worker: Option<Worker<Active>>,
+    worker: Option<RequestWorker<Disk>>,
 }
 
 impl Blk {
@@ -60,10 +58,10 @@ impl Blk {
     }
 
     /// Takes the disk back from the worker, with the state of its queue.
-    fn retrieve(&mut self) -> Option<QueueState> {
-        let active = self.worker.take()?.stop()?;
-        self.disk = Some(active.disk);
-        Some(active.requests.queue.state())
+    fn retrieve(&mut self) -> Option<Vec<QueueState>> {
+        let (disk, queues) = self.worker.take()?.stop()?;
+        self.disk = Some(disk);
+        Some(queues)
     }
 }
 
@@ -102,25 +100,14 @@ impl VirtioDevice for Blk {
     }
 
     fn activate(&mut self, context: ActivationContext) -> Result<(), ActivateError> {
-        let ActivationContext {
-            memory,
-            features,
-            queues,
-            interrupt,
-            ..
-        } = context;
-        let [requests] = VirtQueue::exactly(queues)?;
         let mut disk = self.disk.take().ok_or(ActivateError::Unavailable)?;
         // A driver that never flushes expects what it wrote to be safe (section 5.2.6.2).
-        disk.set_write_through(features & 1 << VIRTIO_BLK_F_FLUSH == 0);
-        self.worker = Some(Worker::spawn(
+        disk.set_write_through(context.features & 1 << VIRTIO_BLK_F_FLUSH == 0);
+        self.worker = Some(RequestWorker::spawn(
             &self.name,
-            Active {
-                disk,
-                memory,
-                requests,
-                interrupt,
-            },
+            disk,
+            QUEUE_SIZES.len(),
+            context,
         )?);
         Ok(())
     }
@@ -130,7 +117,7 @@ impl VirtioDevice for Blk {
     }
 
     fn suspend(&mut self) -> Option<Vec<QueueState>> {
-        self.retrieve().map(|queue| vec![queue])
+        self.retrieve()
     }
 
     /// The driver has read the capacity and the limits.
@@ -139,51 +126,13 @@ impl VirtioDevice for Blk {
     }
 }
 
-struct Active {
-    disk: Disk,
-    memory: GuestMemoryMmap,
-    requests: VirtQueue,
-    interrupt: Arc<dyn Interrupt>,
-}
-
-impl Active {
-    /// Answers every request in the queue.
-    fn serve(&mut self) -> Result<(), virtio_queue::Error> {
-        let queue = &mut self.requests.queue;
-        loop {
-            queue.disable_notification(&self.memory)?;
-            while let Some(chain) = queue.pop_descriptor_chain(&self.memory) {
-                let head = chain.head_index();
-                let written = answer(&mut self.disk, &self.memory, chain);
-                queue.add_used(&self.memory, head, written)?;
-                // Somebody waits for this one: it is told before the next is taken up.
-                if queue.needs_notification(&self.memory)? {
-                    // Fails only when the VM goes away.
-                    let _ = self.interrupt.used_buffers();
-                }
-            }
-            if !queue.enable_notification(&self.memory)? {
-                return Ok(());
-            }
-        }
-    }
-}
-
-impl MutEventSubscriber for Active {
-    fn process(&mut self, _events: Events, ops: &mut EventOps) {
-        // The counter only says that there is something: losing it loses nothing.
-        let _ = self.requests.kick.read();
-        if let Err(err) = self.serve() {
-            // The rings are broken by the guest: its disk hangs, the host is fine.
-            log::warn!("virtio-blk: the driver broke its queue: {err}");
-            let _ = ops.remove(Events::empty(&self.requests.kick));
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps) {
-        if let Err(err) = ops.add(Events::new(&self.requests.kick, EventSet::IN)) {
-            log::error!("virtio-blk: failed to wait for the driver: {err}");
-        }
+impl Responder for Disk {
+    fn answer(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        request: DescriptorChain<&GuestMemoryMmap>,
+    ) -> u32 {
+        answer(self, memory, request)
     }
 }
 

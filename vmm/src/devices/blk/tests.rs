@@ -9,7 +9,10 @@
 use std::{
     fs, io,
     path::PathBuf,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -18,12 +21,15 @@ use virtio_bindings::{
     virtio_blk::*,
     virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE},
 };
-use virtio_queue::Queue;
+use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
-use crate::{config::DiskConfig, devices::VirtioDevice};
+use crate::{
+    config::DiskConfig,
+    devices::{Interrupt, VirtQueue, VirtioDevice},
+};
 
 const MEMORY: u64 = 32 << 20;
 const TABLE: u64 = 0x1000;

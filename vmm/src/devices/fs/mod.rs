@@ -16,7 +16,6 @@ use std::{
     time::Duration,
 };
 
-use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use fuse_backend_rs::{
     abi::fuse_abi::FsOptions,
     api::{Vfs, VfsOptions, server::Server},
@@ -24,15 +23,15 @@ use fuse_backend_rs::{
     transport::{Reader, VirtioFsWriter, Writer},
 };
 use virtio_bindings::{virtio_ids::VIRTIO_ID_FS, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
-use virtio_queue::{DescriptorChain, Queue, QueueState, QueueT};
+use virtio_queue::{DescriptorChain, QueueState};
 use vm_memory::GuestMemoryMmap;
 
 use descriptors::Descriptors;
 use session::Session;
 
 use super::{
-    ActivateError, ActivationContext, BackendStateError, Interrupt, VirtQueue, VirtioDevice,
-    Worker, read_config_space,
+    ActivateError, ActivationContext, BackendStateError, VirtioDevice, read_config_space,
+    requests::{RequestWorker, Responder},
 };
 use crate::config::MAX_TAG;
 
@@ -118,7 +117,7 @@ pub struct Fs {
     config: Vec<u8>,
     fuse: Arc<Fuse>,
     session: Option<Arc<Mutex<Session>>>,
-    worker: Option<Worker<Active>>,
+    worker: Option<RequestWorker<Service>>,
 }
 
 impl Fs {
@@ -174,24 +173,12 @@ impl VirtioDevice for Fs {
     }
 
     fn activate(&mut self, context: ActivationContext) -> Result<(), ActivateError> {
-        let ActivationContext {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = context;
-        let queues = VirtQueue::exactly(queues)?;
-        let fuse = Arc::clone(&self.fuse);
-        self.worker = Some(Worker::spawn(
-            &self.name,
-            Active {
-                fuse,
-                session: self.session.clone(),
-                memory,
-                queues,
-                interrupt,
-            },
-        )?);
+        let service = Service {
+            fuse: Arc::clone(&self.fuse),
+            session: self.session.clone(),
+        };
+        let worker = RequestWorker::spawn(&self.name, service, QUEUE_SIZES.len(), context)?;
+        self.worker = Some(worker);
         Ok(())
     }
 
@@ -200,8 +187,8 @@ impl VirtioDevice for Fs {
     }
 
     fn suspend(&mut self) -> Option<Vec<QueueState>> {
-        let active = self.worker.take()?.stop()?;
-        Some(active.queues.iter().map(|q| q.queue.state()).collect())
+        let (_, queues) = self.worker.take()?.stop()?;
+        Some(queues)
     }
 
     /// The driver has read the tag.
@@ -242,47 +229,24 @@ fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
     session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Active {
+/// What answers the requests of a guest, and remembers what servers of its clones must know.
+struct Service {
     fuse: Arc<Fuse>,
     session: Option<Arc<Mutex<Session>>>,
-    memory: GuestMemoryMmap,
-    queues: [VirtQueue; 2],
-    interrupt: Arc<dyn Interrupt>,
 }
 
-impl Active {
-    /// Answers every request in a queue.
-    fn serve(&mut self, index: usize) -> Result<(), virtio_queue::Error> {
-        let queue = &mut self.queues[index].queue;
-        loop {
-            queue.disable_notification(&self.memory)?;
-            while let Some(chain) = queue.pop_descriptor_chain(&self.memory) {
-                let head = chain.head_index();
-                let written = self.fuse.answer(&self.memory, &chain);
-                if let Some(session) = &self.session {
-                    lock(session).record(&self.memory, &chain);
-                }
-                queue.add_used(&self.memory, head, written)?;
-                // The requester waits for this one: it is told before the next is taken up.
-                notify(queue, &self.memory, self.interrupt.as_ref())?;
-            }
-            if !queue.enable_notification(&self.memory)? {
-                return Ok(());
-            }
+impl Responder for Service {
+    fn answer(
+        &mut self,
+        memory: &GuestMemoryMmap,
+        request: DescriptorChain<&GuestMemoryMmap>,
+    ) -> u32 {
+        let written = self.fuse.answer(memory, &request);
+        if let Some(session) = &self.session {
+            lock(session).record(memory, &request);
         }
+        written
     }
-}
-
-fn notify(
-    queue: &mut Queue,
-    memory: &GuestMemoryMmap,
-    interrupt: &dyn Interrupt,
-) -> Result<(), virtio_queue::Error> {
-    if queue.needs_notification(memory)? {
-        // Fails only when the VM goes away.
-        let _ = interrupt.used_buffers();
-    }
-    Ok(())
 }
 
 impl Fuse {
@@ -311,9 +275,7 @@ impl Fuse {
             }
         }
     }
-}
 
-impl Fuse {
     /// Says how long the guest may keep what an answer says. Gives the answer's length in bytes if
     /// it is another one now.
     fn caching(
@@ -328,27 +290,6 @@ impl Fuse {
                 None
             }
             Sharing::Exclusive | Sharing::Entries => absence::keep(memory, chain, UNCHANGING),
-        }
-    }
-}
-
-impl MutEventSubscriber for Active {
-    fn process(&mut self, events: Events, ops: &mut EventOps) {
-        let index = events.data() as usize;
-        // The counter only says that there is something: losing it loses nothing.
-        let _ = self.queues[index].kick.read();
-        if let Err(err) = self.serve(index) {
-            // The rings are broken by the guest: its file system hangs, the host is fine.
-            log::warn!("virtio-fs: the driver broke a queue: {err}");
-            let _ = ops.remove(Events::empty(&self.queues[index].kick));
-        }
-    }
-
-    fn init(&mut self, ops: &mut EventOps) {
-        for (index, queue) in (0u32..).zip(&self.queues) {
-            if let Err(err) = ops.add(Events::with_data(&queue.kick, index, EventSet::IN)) {
-                log::error!("virtio-fs: failed to wait for the driver: {err}");
-            }
         }
     }
 }
