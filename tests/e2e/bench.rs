@@ -1,7 +1,11 @@
 //! `hrun bench`: it measures what is there, names what is not, and leaves nothing behind. How fast
 //! anything is, no test asks.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -16,6 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
     crate::tests![
         a_small_benchmark_measures_every_part,
         an_interrupted_benchmark_keeps_what_it_has_and_cleans_up,
+        what_a_killed_benchmark_left_is_removed_by_the_next,
     ]
     .into_iter()
     .chain(anywhere.map(Test::without_vm))
@@ -138,6 +143,51 @@ fn an_interrupted_benchmark_keeps_what_it_has_and_cleans_up(case: &Case) -> Resu
         outcome.describe()
     );
     case.no_processes()
+}
+
+fn what_a_killed_benchmark_left_is_removed_by_the_next(case: &Case) -> Result<()> {
+    let args = "--arms cold,crun --samples 1000 --cold-samples 1000 --parts starts";
+    let args: Vec<&str> = args.split_whitespace().collect();
+    let killed = bench(case, &args).spawn()?;
+    case.vmm()?;
+    let group = format!("hrun-bench-{}", killed.pid());
+    killed.signal(Signal::KILL)?;
+    killed.wait()?.dies_of(Signal::KILL)?;
+    ensure!(!groups(&group)?.is_empty() && !directories(case)?.is_empty());
+
+    // It finds nothing to measure.
+    bench(case, &["--quiet", "--arms", "crun"])
+        .env("PATH", case.path("nowhere").as_os_str())
+        .run()?
+        .exits(1)?;
+    let left = [groups(&group)?, directories(case)?].concat();
+    ensure!(left.is_empty(), "{left:?}");
+    case.no_processes()
+}
+
+/// The control groups of this name.
+fn groups(name: &str) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/sys/fs/cgroup")? {
+        found.push(entry?.path().join(name));
+    }
+    found.push(Path::new("/sys/fs/cgroup").join(name));
+    found.retain(|group| group.is_dir());
+    Ok(found)
+}
+
+/// What a benchmark works in.
+fn directories(case: &Case) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for (parent, prefix) in [(case.store(), "bench-"), (case.state(), "hrun-b")] {
+        for entry in fs::read_dir(parent)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(prefix) {
+                found.push(entry.path());
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn what_is_missing_is_named(case: &Case) -> Result<()> {

@@ -5,12 +5,19 @@
 //! the harness counts processes instead.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::owned;
 use crate::cgroup::{home, mounts};
+
+/// The group that holds those of all arms, with the number of the harness behind it.
+const TOP: &str = "hrun-bench-";
 
 /// Below an arm's group: the processes, and the groups that an OCI runtime makes. Version 2
 /// allows no processes where there are groups with controllers below.
@@ -24,6 +31,8 @@ pub(crate) struct Cgroups {
     /// All places where cgroups are mounted: an OCI runtime makes groups in each.
     mounts: Vec<PathBuf>,
     name: String,
+    /// Say that the group has an owner.
+    _locks: Vec<File>,
 }
 
 /// One cgroup file system that counts something.
@@ -51,8 +60,9 @@ pub(crate) struct Group {
 }
 
 impl Cgroups {
-    /// Finds the hierarchies. `name` is that of the group that holds all others.
-    pub(crate) fn open(name: &str) -> io::Result<Self> {
+    /// Finds the hierarchies, makes the group that holds all others, and ends what killed benchmarks
+    /// left.
+    pub(crate) fn open() -> io::Result<Self> {
         let mounts = mounts(&fs::read_to_string("/proc/self/mountinfo")?);
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let mut hierarchies: Vec<Hierarchy> = Vec::new();
@@ -90,10 +100,24 @@ impl Cgroups {
             }
         }
         hierarchies.retain(|hierarchy| hierarchy.cpu || hierarchy.memory);
+        let mounts: Vec<PathBuf> = mounts.into_iter().map(|mount| mount.at).collect();
+        end_abandoned(&mounts);
+        let name = format!("{TOP}{}", std::process::id());
+        let mut locks = Vec::new();
+        for hierarchy in &hierarchies {
+            let top = hierarchy.mount.join(&name);
+            locks.push(loop {
+                fs::create_dir_all(&top)?;
+                if let Some(lock) = owned::own(&top)? {
+                    break lock;
+                }
+            });
+        }
         Ok(Self {
             hierarchies,
-            mounts: mounts.into_iter().map(|mount| mount.at).collect(),
-            name: name.into(),
+            mounts,
+            name,
+            _locks: locks,
         })
     }
 
@@ -202,6 +226,42 @@ impl Group {
     /// The path under which an OCI runtime is to make a container's group.
     pub(crate) fn containers(&self) -> String {
         format!("{}/{CONTAINERS}", self.path)
+    }
+}
+
+/// Ends what runs in the groups of killed benchmarks, and removes them.
+fn end_abandoned(mounts: &[PathBuf]) {
+    let found: Vec<_> = mounts
+        .iter()
+        .flat_map(|mount| owned::abandoned(mount, TOP))
+        .collect();
+    // Of one that lives, a group that an OCI runtime made has no lock.
+    let lives = |group: &Path| {
+        let name = group.file_name().unwrap_or_default();
+        mounts
+            .iter()
+            .map(|mount| mount.join(name))
+            .any(|other| other.exists() && !found.iter().any(|(path, _)| *path == other))
+    };
+    for (group, _) in found.iter().filter(|(group, _)| !lives(group)) {
+        end(group);
+        remove(group);
+    }
+}
+
+/// Kills the processes of a group and of all below it.
+fn end(group: &Path) {
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            end(&entry.path());
+        }
+    }
+    let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+        if let Some(pid) = Pid::from_raw(pid) {
+            // It may have ended.
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 }
 

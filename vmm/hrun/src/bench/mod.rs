@@ -11,6 +11,7 @@ mod idle;
 mod launch;
 pub(crate) mod namespace;
 mod order;
+mod owned;
 pub(crate) mod plan;
 pub(crate) mod plot;
 mod processes;
@@ -21,7 +22,11 @@ mod stats;
 pub(crate) mod tables;
 mod work;
 
-use std::time::{Duration, Instant};
+use std::{
+    env,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, bail};
 use image::Image;
@@ -32,6 +37,7 @@ use cgroup::Cgroups;
 use facts::Facts;
 use launch::LaunchError;
 use order::Order;
+use owned::Directory;
 use plan::{Budget, Part, Plan};
 use progress::Progress;
 use report::{Failure, Report};
@@ -69,18 +75,16 @@ pub(crate) fn run(
     signals: &mut Signals,
 ) -> anyhow::Result<(Report, Option<Interrupt>)> {
     // Dropped last: everything below uses them.
-    let work = tempfile::Builder::new()
-        .prefix("bench-")
-        .tempdir_in(&dirs.store)
-        .with_context(|| format!("Failed to make a directory in {}", dirs.store.display()))?;
-    // The path of a Unix socket has 107 bytes: short ones, wherever the store is.
-    let state = tempfile::Builder::new()
-        .prefix("hb")
-        .tempdir()
-        .context("Failed to make a directory for sockets")?;
+    let directory = |parent: &Path, prefix| {
+        Directory::new(parent, prefix)
+            .with_context(|| format!("Failed to make a directory in {}", parent.display()))
+    };
     let hidden = namespace::simplify_cgroups();
+    let cgroups = Cgroups::open();
+    let work = directory(&dirs.store, "bench-")?;
+    // The path of a Unix socket has 107 bytes: short ones, wherever the store is.
+    let state = directory(&env::temp_dir(), "hrun-b")?;
     let tag = format!("hb{}", std::process::id());
-    let cgroups = Cgroups::open(&format!("hrun-bench-{}", std::process::id()));
     let counted = match &cgroups {
         Ok(cgroups) => cgroups.describe(),
         Err(error) => format!("none: {error}"),
