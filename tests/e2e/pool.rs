@@ -42,7 +42,7 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 /// Starts a daemon and waits until it answers.
-fn serve(case: &Case, options: &[&str]) -> Result<Running> {
+pub(crate) fn serve(case: &Case, options: &[&str]) -> Result<Running> {
     serve_by(case, case.hrun(["pool", "serve"]).args(options))
 }
 
@@ -102,7 +102,7 @@ pub(crate) fn end(daemon: Running) -> Result<()> {
 }
 
 /// A container that takes its VM from this case's own pool or fails.
-fn from_pool(case: &Case, words: &[&str]) -> tests::Invocation {
+pub(crate) fn from_pool(case: &Case, words: &[&str]) -> tests::Invocation {
     with_pool(case, words).env("HRUN_START", "pool")
 }
 

@@ -6,7 +6,10 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use tests::{Case, Test, eventually};
 
-use crate::life::{hrun, inspect, says};
+use crate::{
+    life::{hrun, inspect, says},
+    pool,
+};
 
 /// Says how often it has run, and fails.
 const FAILS: &str = "echo run >> /runs; wc -l < /runs; exit 3";
@@ -19,6 +22,8 @@ pub(crate) fn tests() -> Vec<Test> {
         one_whose_owner_dies_is_not_started_again,
         with_the_host_starts_what_its_policy_says,
         it_is_looked_at_until_its_first_end,
+        one_that_was_booted_is_booted_again,
+        why_it_could_not_be_started_again_is_told,
     ];
     without_vm
         .map(Test::without_vm)
@@ -170,6 +175,43 @@ fn it_is_looked_at_until_its_first_end(case: &Case) -> Result<()> {
     ensure!(outcome.text() == "1\n2\n", "{}", outcome.describe());
     hrun(case, &["rm", "job"])?.exits(0)?;
     Ok(())
+}
+
+fn one_that_was_booted_is_booted_again(case: &Case) -> Result<()> {
+    let words = ["run", "-d", "--name", "job", "--restart", "on-failure:1"];
+    let command = ["busybox", "sh", "-c", FAILS];
+    case.hrun(words.iter().chain(&command))
+        .env("HRUN_START", "boot")
+        .run()?
+        .exits(0)?;
+    let outcome = hrun(case, &["wait", "job"])?.exits(0)?;
+    ensure!(outcome.text() == "3\n", "{}", outcome.describe());
+    let outcome = hrun(case, &["logs", "job"])?.exits(0)?;
+    ensure!(outcome.text() == "1\n2\n", "{}", outcome.describe());
+    ensure!(inspect(case, "job", "{{.State.Error}}")?.is_empty());
+    hrun(case, &["rm", "job"])?.exits(0)?;
+    Ok(())
+}
+
+fn why_it_could_not_be_started_again_is_told(case: &Case) -> Result<()> {
+    let daemon = pool::serve(case, &["--size", "1"])?;
+    pool::wait_ready(case, 1)?;
+    let script = "trap 'exit 3' USR1; echo ready; while :; do sleep 0.1; done";
+    let words = ["-d", "--name", "job", "--restart", "on-failure", "busybox"];
+    pool::from_pool(case, &[&words[..], &["sh", "-c", script]].concat())
+        .run()?
+        .exits(0)?;
+    says(case, "job", "ready")?;
+    // What it starts from is gone.
+    pool::end(daemon)?;
+    hrun(case, &["kill", "-s", "USR1", "job"])?.exits(0)?;
+    wait_restarting(case, "job")?;
+    eventually("a start that fails", Duration::from_secs(60), || {
+        let error = inspect(case, "job", "{{.State.Error}}").ok()?;
+        error.contains("pool").then_some(())
+    })?;
+    hrun(case, &["rm", "-f", "job"])?.exits(0)?;
+    case.no_processes()
 }
 
 fn what_cannot_be_restarted_is_refused(case: &Case) -> Result<()> {

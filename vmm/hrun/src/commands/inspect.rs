@@ -142,6 +142,7 @@ fn state(record: &Record, paused: bool) -> Value {
         "Pid": pid,
         "OwnerPid": record.owner.filter(|_| record.is_running() || record.is_restarting()).unwrap_or(0),
         "ExitCode": code,
+        "Error": record.error.as_deref().unwrap_or_default(),
         "StartedAt": started,
         "FinishedAt": finished.map_or_else(|| NEVER.into(), time::format_seconds),
     })

@@ -150,7 +150,10 @@ fn run(
             (None, _) if is_first => return outcome,
             // What worked before may work again.
             (None, Ok(code)) => *code,
-            (None, Err(error)) => exit::status_of(error, true),
+            (None, Err(error)) => {
+                container.note_failure(format!("{error:#}"));
+                exit::status_of(error, true)
+            }
         };
         // As it is now: somebody may have asked for another policy.
         config = containers.config(container.record()).unwrap_or(config);

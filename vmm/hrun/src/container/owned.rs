@@ -202,9 +202,15 @@ impl Container {
     pub(crate) fn running(&mut self, vmm: ProcessIdentity) -> Result<(), ContainerError> {
         self.record.started = Some(now());
         self.record.stopped = false;
+        self.record.error = None;
         self.record.owner = i32::try_from(std::process::id()).ok();
         self.record.status = Status::Running { vmm };
         self.write()
+    }
+
+    /// It could not be started again; to be written down with what becomes of it now.
+    pub(crate) fn note_failure(&mut self, error: String) {
+        self.record.error = Some(error);
     }
 
     /// The command has ended and so has the VM: the container stays, stopped, or vanishes if

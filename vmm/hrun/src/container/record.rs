@@ -50,6 +50,9 @@ pub(crate) struct Record {
     /// How often its owner has started it again.
     #[serde(default)]
     pub(crate) restarts: u32,
+    /// Why its owner could not start it again, if that is how it is.
+    #[serde(default)]
+    pub(crate) error: Option<String>,
     /// The process that owns it while it runs.
     #[serde(default)]
     pub(crate) owner: Option<i32>,
@@ -140,6 +143,7 @@ impl Record {
             started: None,
             stopped: false,
             restarts: 0,
+            error: None,
             owner: None,
             runtime_dir,
             status: Status::Making,

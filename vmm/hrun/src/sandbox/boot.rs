@@ -46,23 +46,48 @@ pub(crate) enum BootError {
     Incomplete,
 }
 
-/// Where the agent of the VM behind `vsock` will say that it is ready.
-pub(crate) fn listen(vsock: &Path) -> Result<UnixListener, BootError> {
-    let mut path = vsock.as_os_str().to_owned();
-    path.push(format!("_{READY_PORT}"));
-    let path = PathBuf::from(path);
-    let listen = || {
-        let listener = UnixListener::bind(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-        listener.set_nonblocking(true)?;
-        Ok(listener)
-    };
-    listen().map_err(|source| BootError::Listen { path, source })
+/// Where the agent of a VM will say that it is ready; gone when it is dropped.
+#[derive(Debug)]
+pub(crate) struct ReadySocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ReadySocket {
+    /// That of the VM behind `vsock`.
+    pub(crate) fn listen(vsock: &Path) -> Result<Self, BootError> {
+        let mut path = vsock.as_os_str().to_owned();
+        path.push(format!("_{READY_PORT}"));
+        let path = PathBuf::from(path);
+        match UnixListener::bind(&path) {
+            Ok(listener) => {
+                let socket = Self { listener, path };
+                socket.prepare().map_err(|source| BootError::Listen {
+                    path: socket.path.clone(),
+                    source,
+                })?;
+                Ok(socket)
+            }
+            Err(source) => Err(BootError::Listen { path, source }),
+        }
+    }
+
+    fn prepare(&self) -> io::Result<()> {
+        fs::set_permissions(&self.path, fs::Permissions::from_mode(0o600))?;
+        self.listener.set_nonblocking(true)
+    }
+}
+
+impl Drop for ReadySocket {
+    fn drop(&mut self) {
+        // It may have gone with its directory.
+        let _ = fs::remove_file(&self.path);
+    }
 }
 
 /// Waits for the agent's greeting, for the VM's end or for a signal, whichever comes first.
 pub(crate) fn wait_ready(
-    listener: &UnixListener,
+    socket: &ReadySocket,
     process: &mut VmProcess,
     mut signals: Option<&mut Signals>,
     deadline: Instant,
@@ -74,7 +99,7 @@ pub(crate) fn wait_ready(
             return Err(BootError::Interrupted(signal));
         }
         let source = match &greeting {
-            None => PollFd::new(listener, PollFlags::IN),
+            None => PollFd::new(&socket.listener, PollFlags::IN),
             Some(greeting) => PollFd::new(&greeting.stream, PollFlags::IN),
         };
         let mut fds = vec![PollFd::new(process, PollFlags::IN), source];
@@ -89,7 +114,7 @@ pub(crate) fn wait_ready(
         let [ended, spoke] = [0, 1].map(|index: usize| !fds[index].revents().is_empty());
         if spoke {
             match &mut greeting {
-                None => greeting = Greeting::accept(listener).map_err(BootError::Wait)?,
+                None => greeting = Greeting::accept(&socket.listener).map_err(BootError::Wait)?,
                 Some(greeting) => {
                     if let Some(hello) = greeting.receive()? {
                         return Ok(hello);

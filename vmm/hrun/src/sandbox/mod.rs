@@ -248,13 +248,13 @@ impl Sandbox {
     ) -> Result<Self, ClaimError> {
         let vsock = &vsock_of(config).socket;
         let deadline = Instant::now() + claim.timeout;
-        let listener = boot::listen(vsock)?;
+        let socket = boot::ReadySocket::listen(vsock)?;
         let spawned_us = claim.timeline.now_us();
         let mut process = VmProcess::spawn(&claim.parts.vmm, config)?;
         claim.timeline.mark_at(By::Hrun, "VMM spawned", spawned_us);
         announce(&process).map_err(ClaimError::Announce)?;
         let signals = Some(signals);
-        let hello = boot::wait_ready(&listener, &mut process, signals, deadline, claim.timeout)?;
+        let hello = boot::wait_ready(&socket, &mut process, signals, deadline, claim.timeout)?;
         let moment = Moment::now(hello.ready_us * 1000);
         let sandbox = Self::new(process, config, moment);
         sandbox.note_boot(&hello, claim.timeline, spawned_us);

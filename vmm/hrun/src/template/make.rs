@@ -115,10 +115,10 @@ pub(super) fn make(
     config.snapshot = Some(new.path.clone());
 
     let deadline = Instant::now() + making.timeout;
-    let listener = boot::listen(&places.vsock)?;
+    let socket = boot::ReadySocket::listen(&places.vsock)?;
     let mut process = VmProcess::spawn(&parts.vmm, &config)?;
     let hello = boot::wait_ready(
-        &listener,
+        &socket,
         &mut process,
         making.signals,
         deadline,
