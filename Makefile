@@ -207,7 +207,7 @@ bench-engines: build ## Time and memory of containers under containerd: hrun, ru
 		$(TARGET)/release/bench-engines --idle $(BENCH_IDLE) $(ARGS)
 
 .PHONY: bench-boot
-bench-boot: deps-bench-boot build ## Boot by hrun-vmm and by qemu's microvm in turns and compare
+bench-boot: deps-bench-boot build ## Boot by hrun-vmm, qemu's microvm and, if there, Firecracker in turns
 	$(CARGO) run --locked --release -p tests --bin bench-boot -- --rounds $(BENCH_ROUNDS) $(ARGS)
 
 ##@ Packages that Debian has

@@ -1,5 +1,5 @@
-//! `bench-boot`: boots the same kernel, initramfs, memory and command line by hrun-vmm and by
-//! qemu's microvm in turns, and compares the times.
+//! `bench-boot`: boots the same kernel, initramfs, memory and command line by hrun-vmm, by qemu's
+//! microvm and by Firecracker in turns, and compares the times.
 //!
 //! What is measured is a whole life: from the start of the process to its end, which comes when
 //! init asks for a reset, the first thing it does. Either VMM has nothing but a CPU and memory.
@@ -8,7 +8,7 @@
 mod initramfs;
 mod peer;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -20,7 +20,7 @@ use tests::{
 
 use peer::{Guest, Peer};
 
-/// Compares cold boots of hrun-vmm and qemu's microvm.
+/// Compares cold boots of hrun-vmm, qemu's microvm and Firecracker.
 #[derive(Debug, Parser)]
 struct Options {
     /// How often each boots; they take turns.
@@ -29,6 +29,9 @@ struct Options {
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 128)]
     memory: u64,
+    /// The program of Firecracker, which Debian does not have.
+    #[arg(long, value_name = "PATH", default_value = "firecracker")]
+    firecracker: PathBuf,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -41,16 +44,18 @@ struct Report {
     memory_mib: u64,
     cmdline: String,
     results: Vec<Measured>,
-    /// hrun-vmm's median by that of qemu.
-    ratio: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
 struct Measured {
     peer: &'static str,
+    #[serde(skip)]
+    hint: &'static str,
     version: Option<String>,
     #[serde(flatten)]
     times: Summary,
+    /// hrun-vmm's median by its own.
+    ratio: Option<f64>,
 }
 
 fn main() -> ExitCode {
@@ -73,9 +78,13 @@ fn run(options: &Options) -> Result<()> {
         cmdline: "rdinit=/bench-init".into(),
         kind: peer::host_kind(&built)?,
     };
-    let peers = [Peer::hrun_vmm(&built), Peer::qemu()];
+    let peers = [
+        Peer::HrunVmm(built.vmm()),
+        Peer::Qemu("qemu-system-x86_64".into()),
+        Peer::Firecracker(options.firecracker.clone()),
+    ];
     let versions = peers.each_ref().map(Peer::version);
-    let mut times: [Samples; 2] = Default::default();
+    let mut times: [Samples; 3] = Default::default();
     for round in 1..=options.rounds {
         for (index, peer) in peers.iter().enumerate() {
             if versions[index].is_none() {
@@ -83,7 +92,7 @@ fn run(options: &Options) -> Result<()> {
             }
             let took = peer.boot(&guest, dir.path())?;
             eprintln!(
-                "round {round} of {}: {:<9} {:>8.1} ms",
+                "round {round} of {}: {:<11} {:>8.1} ms",
                 options.rounds,
                 peer.name(),
                 milliseconds(took)
@@ -91,27 +100,29 @@ fn run(options: &Options) -> Result<()> {
             times[index].push(took);
         }
     }
+    let ours = times[0].summary().median_ms;
     let results: Vec<_> = peers
         .iter()
         .zip(versions)
         .zip(&times)
-        .map(|((peer, version), times)| Measured {
-            peer: peer.name(),
-            version,
-            times: times.summary(),
+        .map(|((peer, version), times)| {
+            let times = times.summary();
+            Measured {
+                peer: peer.name(),
+                hint: peer.hint(),
+                version,
+                ratio: ours
+                    .zip(times.median_ms)
+                    .map(|(ours, theirs)| ours / theirs),
+                times,
+            }
         })
         .collect();
-    let ratio = results[0]
-        .times
-        .median_ms
-        .zip(results[1].times.median_ms)
-        .map(|(ours, theirs)| ours / theirs);
     let report = Report {
         rounds: options.rounds,
         memory_mib: options.memory,
         cmdline: guest.full_cmdline()?,
         results,
-        ratio,
     };
     if options.json {
         println!(
@@ -130,22 +141,17 @@ fn print(report: &Report) {
         report.memory_mib, report.cmdline
     );
     println!(
-        "{:<10} {:>10} {:>10} {:>10}",
-        "", "median ms", "min ms", "max ms"
+        "{:<12} {:>10} {:>10} {:>10} {:>15}",
+        "", "median ms", "min ms", "max ms", "hrun-vmm by it"
     );
     for result in &report.results {
         let times = &result.times;
-        match (times.median_ms, times.min_ms, times.max_ms) {
-            (Some(median), Some(min), Some(max)) => {
-                println!("{:<10} {median:>10.1} {min:>10.1} {max:>10.1}", result.peer);
-            }
-            _ => println!(
-                "{:<10} missing: not installed here (make deps-bench-boot)",
+        match (times.median_ms, times.min_ms, times.max_ms, result.ratio) {
+            (Some(median), Some(min), Some(max), Some(ratio)) => println!(
+                "{:<12} {median:>10.1} {min:>10.1} {max:>10.1} {ratio:>15.3}",
                 result.peer
             ),
+            _ => println!("{:<12} missing: {}", result.peer, result.hint),
         }
-    }
-    if let Some(ratio) = report.ratio {
-        println!("ratio      {ratio:>10.3}");
     }
 }

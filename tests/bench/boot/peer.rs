@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 use tests::Built;
 use vmm::{
     api::HostKind,
@@ -34,39 +35,41 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// The whole command line: that which hrun-vmm makes of its configuration, and qemu is given.
+    /// The whole command line: that which hrun-vmm makes of its configuration, and others are given.
     pub(crate) fn full_cmdline(&self) -> Result<String> {
         let config = vmm_config(self, Path::new("/"));
         vmm::builder::cmdline(&config, self.kind, 0).context("Failed to make the command line")
     }
 }
 
+/// A VMM, by its program.
 pub(crate) enum Peer {
     HrunVmm(PathBuf),
-    Qemu,
+    Qemu(PathBuf),
+    Firecracker(PathBuf),
 }
 
 impl Peer {
-    pub(crate) fn hrun_vmm(built: &Built) -> Self {
-        Self::HrunVmm(built.vmm())
-    }
-
-    pub(crate) fn qemu() -> Self {
-        Self::Qemu
-    }
-
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::HrunVmm(_) => "hrun-vmm",
-            Self::Qemu => "microvm",
+            Self::Qemu(_) => "microvm",
+            Self::Firecracker(_) => "firecracker",
+        }
+    }
+
+    /// How it comes to be there.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self {
+            Self::HrunVmm(_) => "make build",
+            Self::Qemu(_) => "make deps-bench-boot",
+            Self::Firecracker(_) => "--firecracker PATH",
         }
     }
 
     fn program(&self) -> &Path {
-        match self {
-            Self::HrunVmm(path) => path,
-            Self::Qemu => Path::new("qemu-system-x86_64"),
-        }
+        let (Self::HrunVmm(path) | Self::Qemu(path) | Self::Firecracker(path)) = self;
+        path
     }
 
     /// What it says of itself, or nothing if it is not there.
@@ -90,11 +93,18 @@ impl Peer {
                 let json = serde_json::to_vec(&config).context("plain data")?;
                 (json, ExitReason::Reset.code())
             }
-            Self::Qemu => {
+            Self::Qemu(_) => {
                 command
                     .args(qemu_args(guest))
                     .args(["-append", &guest.full_cmdline()?]);
                 (Vec::new(), QEMU_RESET)
+            }
+            Self::Firecracker(_) => {
+                let config = dir.join("firecracker.json");
+                fs::write(&config, firecracker_config(guest)?.to_string())
+                    .with_context(|| format!("Failed to write {}", config.display()))?;
+                command.args(["--no-api", "--config-file"]).arg(config);
+                (Vec::new(), 0)
             }
         };
         let started = Instant::now();
@@ -180,6 +190,19 @@ fn qemu_args(guest: &Guest) -> Vec<String> {
     args.extend(["-m".into(), memory]);
     args.extend(["-kernel".into(), kernel, "-initrd".into(), initramfs]);
     args
+}
+
+/// What Firecracker reads from its configuration file. It has a keyboard controller, as hrun-vmm.
+fn firecracker_config(guest: &Guest) -> Result<Value> {
+    Ok(json!({
+        "boot-source": {
+            "kernel_image_path": guest.kernel,
+            "initrd_path": guest.initramfs,
+            "boot_args": guest.full_cmdline()?,
+        },
+        "machine-config": { "vcpu_count": 1, "mem_size_mib": guest.memory >> 20 },
+        "drives": [],
+    }))
 }
 
 /// Asks hrun-vmm what kind of KVM this host has.
