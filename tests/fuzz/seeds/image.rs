@@ -107,6 +107,26 @@ pub(crate) fn layers() -> io::Result<Vec<Vec<u8>>> {
         .collect()
 }
 
+/// What comes out of a container, behind a byte that says where to and how.
+pub(crate) fn copies() -> io::Result<Vec<Vec<u8>>> {
+    let tree = Layer::new()
+        .add(EntryType::Directory, "x/", "", b"")?
+        .add(EntryType::Regular, "x/file", "", b"contents")?
+        .add(EntryType::Link, "x/hard", "x/file", b"")?
+        .add(EntryType::Symlink, "x/up", "../..", b"")?
+        .add(EntryType::Regular, "x/up/through", "", b"x")?
+        .add(EntryType::Fifo, "x/pipe", "", b"")?
+        .add(EntryType::Char, "x/null", "", b"")?;
+    let file = Layer::new().add(EntryType::Regular, "x", "", b"contents")?;
+    let archives = [tree, file].map(|archive| archive.0.into_inner());
+    let mut seeds = Vec::new();
+    for archive in archives {
+        let archive = archive?;
+        seeds.extend((0..16).map(|how| [&[how], archive.as_slice()].concat()));
+    }
+    Ok(seeds)
+}
+
 struct Layer(Builder<Vec<u8>>);
 
 impl Layer {

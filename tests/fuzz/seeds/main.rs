@@ -19,7 +19,8 @@ fn main() -> io::Result<()> {
     save(&dir, "protocol_frame", &protocol::frames())?;
     save(&dir, "image_manifest", &image::documents())?;
     save(&dir, "registry_answer", &image::answers())?;
-    save(&dir, "layer_tar", &image::layers()?)
+    save(&dir, "layer_tar", &image::layers()?)?;
+    save(&dir, "cp_archive", &image::copies()?)
 }
 
 fn save(dir: &Path, target: &str, seeds: &[Vec<u8>]) -> io::Result<()> {
