@@ -149,7 +149,7 @@ impl Launch<'_> {
             timeout: boot_timeout()?,
             wants_boot: self.console.is_some(),
         };
-        let sandbox = Sandbox::claim(&vm, &claim, signals, &mut |vmm| {
+        let mut sandbox = Sandbox::claim(&vm, &claim, signals, &mut |vmm| {
             Ok(container.running(ProcessIdentity::of_fd(vmm.as_fd())?)?)
         })?;
 
@@ -164,7 +164,9 @@ impl Launch<'_> {
             output: self.output.clone(),
             proxy_signals: self.proxy_signals,
         };
+        let mut turn = sandbox.turn();
         let mut started = || {
+            drop(turn.take());
             container.record().tell("start", &[]);
             started();
         };

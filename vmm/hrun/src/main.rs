@@ -45,6 +45,7 @@ mod terminal;
 mod time;
 mod timeline;
 mod translate;
+mod turn;
 mod usage;
 mod volumes;
 mod watch;

@@ -186,6 +186,8 @@ impl<'a> Shim<'a> {
     /// Sets the container up in a VM of its own, or in that of its pod.
     fn make_container(&mut self, timeline: &Arc<Timeline>) -> anyhow::Result<Vm> {
         let membership = self.owned.record.role.membership().cloned();
+        // Until it is there; its program may be started much later.
+        let mut turn = None;
         let (vm, actions, cid) = match membership {
             Some(membership) => {
                 let vm = Vm::Joined(membership.enter(&self.plan)?);
@@ -193,7 +195,8 @@ impl<'a> Shim<'a> {
                 (vm, vec![create], None)
             }
             None => {
-                let sandbox = self.claim(timeline)?;
+                let mut sandbox = self.claim(timeline)?;
+                turn = sandbox.turn();
                 reach("shim.claimed", self.owned.record.vmm);
                 let actions = translate::create_actions(&self.plan.container, sandbox.moment())
                     .context("Failed to read random numbers for the guest")?;
@@ -202,6 +205,7 @@ impl<'a> Shim<'a> {
             }
         };
         session::prepare(vm.vsock(), actions, cid, &mut self.signals, timeline)?;
+        drop(turn);
         Ok(vm)
     }
 

@@ -43,6 +43,7 @@ use crate::{
     template::{Class, Got, Making, Rehearsal, Template, TemplateError, Templates},
     timeline::{By, Timeline},
     translate,
+    turn::{Interrupted, Turn, Turns},
 };
 
 /// How long the VMM may take to answer on its control socket.
@@ -59,6 +60,7 @@ pub(crate) struct Sandbox {
     vsock: PathBuf,
     cid: u32,
     moment: Moment,
+    turn: Option<Turn>,
 }
 
 /// How a container comes to its VM.
@@ -175,8 +177,24 @@ fn for_any(claim: &Claim<'_>) -> impl Fn(Making<'_>) -> Result<(Template, Got), 
 }
 
 impl Sandbox {
-    /// Gives a VM; `config` describes it, given how it comes to be and its vsock address.
+    /// Waits for a turn and gives a VM; `config` describes it, given how it comes to be and its vsock
+    /// address.
     pub(crate) fn claim(
+        config: &dyn Fn(Origin, u32) -> VmConfig,
+        claim: &Claim<'_>,
+        signals: &mut Signals,
+        announce: Announce<'_>,
+    ) -> Result<Self, ClaimError> {
+        let turn = Turns::of(&claim.dirs.state)
+            .take(signals)
+            .map_err(|Interrupted(signal)| BootError::Interrupted(signal))?;
+        claim.timeline.mark("turn taken");
+        let mut sandbox = Self::come_by(config, claim, signals, announce)?;
+        sandbox.turn = Some(turn);
+        Ok(sandbox)
+    }
+
+    fn come_by(
         config: &dyn Fn(Origin, u32) -> VmConfig,
         claim: &Claim<'_>,
         signals: &mut Signals,
@@ -455,7 +473,13 @@ impl Sandbox {
             vsock: vsock_of(config).socket.clone(),
             cid: vsock_of(config).cid,
             moment,
+            turn: None,
         }
+    }
+
+    /// Its turn: when that is dropped, another container starts.
+    pub(crate) fn turn(&mut self) -> Option<Turn> {
+        self.turn.take()
     }
 
     /// A moment of the guest's life.
