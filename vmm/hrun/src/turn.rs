@@ -8,7 +8,8 @@
 //! out of account. Whoever cannot take turns at all starts without.
 
 use std::{
-    fs::{DirBuilder, File, TryLockError},
+    ffi::OsStr,
+    fs::{self, DirBuilder, File, TryLockError},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -23,11 +24,14 @@ use crate::{poll, signals::Signals};
 /// A turn that has lasted for so long counts no more.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// How long somebody is waited for who is in front.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How often the first in the queue looks for a turn.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 
 /// How often the others look whether they are the first.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Told by a signal to end.
 #[derive(Debug)]
@@ -39,11 +43,26 @@ pub(crate) struct Turn {
     _slot: Option<File>,
 }
 
-/// Where turns are taken.
+/// Where turns are taken. There are these files, all of them empty:
+///
+/// ```text
+/// queue.lock     held for a moment by who lines up
+/// wait-N.lock    held by who waits behind wait-(N-1)
+/// N.lock         held by who has a turn
+/// ```
 #[derive(Debug)]
 pub(crate) struct Turns {
     dir: PathBuf,
     at_once: usize,
+}
+
+/// A place in the queue; gone when it is dropped.
+#[derive(Debug)]
+struct Place {
+    path: PathBuf,
+    lock: File,
+    /// The place in front of it, if anybody was there.
+    front: Option<(PathBuf, File)>,
 }
 
 impl Turns {
@@ -55,21 +74,42 @@ impl Turns {
         }
     }
 
-    /// Waits for a turn.
+    /// Waits for a turn; who comes first is served first.
     pub(crate) fn take(&self, signals: &mut Signals) -> Result<Turn, Interrupted> {
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir);
-        let Ok(queue) = made.and_then(|()| self.open("queue")) else {
+        let Ok(place) = self.line_up() else {
             return Ok(Turn { _slot: None });
         };
+        let deadline = Instant::now() + PATIENCE;
         wait(signals, PAUSE, || {
-            let came = hold(&queue);
-            came.is_none_or(|came| came || is_stale(&queue))
-                .then_some(())
+            (place.is_first() || Instant::now() > deadline).then_some(())
         })?;
         wait(signals, FIRST_PAUSE, || self.next())
+    }
+
+    fn line_up(&self) -> io::Result<Place> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
+        let queue = self.open("queue")?;
+        queue.lock()?;
+        let mut last = None;
+        for entry in fs::read_dir(&self.dir)? {
+            last = last.max(place_number(&entry?.file_name()));
+        }
+        let name = |number: u64| format!("wait-{number}");
+        let front = match last {
+            Some(last) => Some((self.path(&name(last)), self.open(&name(last))?)),
+            None => None,
+        };
+        let own = name(last.map_or(0, |last| last.wrapping_add(1)));
+        let lock = self.open(&own)?;
+        lock.try_lock()?;
+        Ok(Place {
+            path: self.path(&own),
+            lock,
+            front,
+        })
     }
 
     /// The next turn, if there is one.
@@ -91,13 +131,45 @@ impl Turns {
         Some(Turn { _slot: None })
     }
 
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.lock"))
+    }
+
     fn open(&self, name: &str) -> io::Result<File> {
         File::options()
             .create(true)
             .truncate(false)
             .write(true)
-            .open(self.dir.join(format!("{name}.lock")))
+            .open(self.path(name))
     }
+}
+
+impl Place {
+    /// Whether nobody is in front any more, be it that he died.
+    fn is_first(&self) -> bool {
+        let Some((path, front)) = &self.front else {
+            return true;
+        };
+        let is_free = front.try_lock_shared().is_ok();
+        if is_free {
+            // He has done that himself unless he died.
+            let _ = fs::remove_file(path);
+        }
+        is_free
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Whoever is next has the file open, or removes it.
+        let _ = fs::remove_file(&self.path);
+        let _ = self.lock.unlock();
+    }
+}
+
+fn place_number(name: &OsStr) -> Option<u64> {
+    let number = name.to_str()?.strip_prefix("wait-")?;
+    number.strip_suffix(".lock")?.parse().ok()
 }
 
 /// Locks a file and notes when; false if somebody else has it, nothing if that is not possible.
@@ -162,6 +234,23 @@ mod tests {
             drop(first);
             waits.recv().unwrap();
         });
+    }
+
+    #[test]
+    fn who_comes_first_is_served_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = turns(dir.path());
+        let places: Vec<_> = (0..3).map(|_| queue.line_up().unwrap()).collect();
+        let first = |places: &[Place]| places.iter().map(Place::is_first).collect::<Vec<_>>();
+        assert_eq!(first(&places), [true, false, false]);
+        let [one, two, three] = <[Place; 3]>::try_from(places).unwrap();
+        drop(one);
+        assert!(two.is_first() && !three.is_first());
+        // As kill -9 leaves it.
+        two.lock.unlock().unwrap();
+        assert!(three.is_first());
+        let left = fs::read_dir(queue.dir).unwrap().count();
+        assert_eq!(left, 2, "the queue itself and the last place");
     }
 
     #[test]
