@@ -162,6 +162,8 @@ fn what_a_killed_benchmark_left_is_removed_by_the_next(case: &Case) -> Result<()
         .exits(1)?;
     let left = [groups(&group)?, directories(case)?].concat();
     ensure!(left.is_empty(), "{left:?}");
+    // The container itself is any hrun's to clear up.
+    case.hrun(["ps"]).run()?.exits(0)?;
     case.no_processes()
 }
 

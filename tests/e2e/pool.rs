@@ -102,8 +102,13 @@ pub(crate) fn end(daemon: Running) -> Result<()> {
 }
 
 /// A container that takes its VM from this case's own pool or fails.
-pub(crate) fn from_pool(case: &Case, words: &[&str]) -> tests::Invocation {
-    with_pool(case, words).env("HRUN_START", "pool")
+fn from_pool(case: &Case, words: &[&str]) -> tests::Invocation {
+    of_own_pool(case.run(words.iter().copied()))
+}
+
+/// The same, with a command line of the caller's.
+pub(crate) fn of_own_pool(container: Invocation) -> Invocation {
+    container.env("HRUN_START", "pool").env("HRUN_POOL", "")
 }
 
 /// A container that takes its VM from this case's own pool if it has one.

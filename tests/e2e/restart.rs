@@ -197,8 +197,9 @@ fn why_it_could_not_be_started_again_is_told(case: &Case) -> Result<()> {
     let daemon = pool::serve(case, &["--size", "1"])?;
     pool::wait_ready(case, 1)?;
     let script = "trap 'exit 3' USR1; echo ready; while :; do sleep 0.1; done";
-    let words = ["-d", "--name", "job", "--restart", "on-failure", "busybox"];
-    pool::from_pool(case, &[&words[..], &["sh", "-c", script]].concat())
+    let words = ["run", "-d", "--name", "job", "--restart", "on-failure"];
+    let command = ["busybox", "sh", "-c", script];
+    pool::of_own_pool(case.hrun(words.iter().chain(&command)))
         .run()?
         .exits(0)?;
     says(case, "job", "ready")?;
