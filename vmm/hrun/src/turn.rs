@@ -3,9 +3,9 @@
 //! Starts that fight for the CPUs cost more than starts that wait for each other: a guest looks out
 //! for the answers of its VMM, and its timer does not stand still while another guest has the CPU.
 //!
-//! A turn is a lock on one of a few files, so it ends with the process, however that ends. Who has
-//! had one for long is stuck, or boots on a slow machine: that shall not keep the others, who leave it
-//! out of account. Whoever cannot take turns at all starts without.
+//! A turn is a lock on one of a few files, so it ends with the process, however that ends. One that
+//! lasts long is of a start that is stuck, or boots on a slow machine: it does not keep the others.
+//! Where no turns can be taken, every container starts at once.
 
 use std::{
     ffi::OsStr,
@@ -24,7 +24,7 @@ use crate::{poll, signals::Signals};
 /// A turn that has lasted for so long counts no more.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// How long somebody is waited for who is in front.
+/// How long a place in front is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How often the first in the queue looks for a turn.
@@ -145,14 +145,14 @@ impl Turns {
 }
 
 impl Place {
-    /// Whether nobody is in front any more, be it that he died.
+    /// Whether nobody is in front any more.
     fn is_first(&self) -> bool {
         let Some((path, front)) = &self.front else {
             return true;
         };
         let is_free = front.try_lock_shared().is_ok();
         if is_free {
-            // He has done that himself unless he died.
+            // Only a process that died has left it.
             let _ = fs::remove_file(path);
         }
         is_free
@@ -161,7 +161,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // Whoever is next has the file open, or removes it.
+        // The next one has the file open.
         let _ = fs::remove_file(&self.path);
         let _ = self.lock.unlock();
     }
@@ -197,7 +197,7 @@ fn wait<T>(
             return Ok(done);
         }
         let mut fds = [PollFd::new(signals, PollFlags::IN)];
-        // Who cannot wait looks again at once.
+        // If waiting fails, it looks again at once.
         let _ = poll::wait(&mut fds, Some(Instant::now() + pause));
         if let Some(signal) = signals.ending() {
             return Err(Interrupted(signal));
