@@ -27,12 +27,10 @@ pub(crate) fn tests() -> Vec<Test> {
     .collect()
 }
 
-/// `hrun bench`, with its directories where litter is looked for.
 fn bench(case: &Case, args: &[&str]) -> Invocation {
     case.hrun(["bench", "--output"])
         .args([output(case)])
         .args(args.iter().copied())
-        .env("TMPDIR", case.state())
         .timeout(TIMEOUT)
 }
 
@@ -181,10 +179,10 @@ fn groups(name: &str) -> Result<Vec<PathBuf>> {
 /// What a benchmark works in.
 fn directories(case: &Case) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
-    for (parent, prefix) in [(case.store(), "bench-"), (case.state(), "hrun-b")] {
+    for parent in [case.store(), case.state()] {
         for entry in fs::read_dir(parent)? {
             let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(prefix) {
+            if entry.file_name().to_string_lossy().starts_with("bench-") {
                 found.push(entry.path());
             }
         }

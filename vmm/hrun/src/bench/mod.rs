@@ -23,7 +23,6 @@ pub(crate) mod tables;
 mod work;
 
 use std::{
-    env,
     path::Path,
     time::{Duration, Instant},
 };
@@ -75,15 +74,15 @@ pub(crate) fn run(
     signals: &mut Signals,
 ) -> anyhow::Result<(Report, Option<Interrupt>)> {
     // Dropped last: everything below uses them.
-    let directory = |parent: &Path, prefix| {
-        Directory::new(parent, prefix)
+    let directory = |parent: &Path| {
+        Directory::new(parent)
             .with_context(|| format!("Failed to make a directory in {}", parent.display()))
     };
     let hidden = namespace::simplify_cgroups();
     let cgroups = Cgroups::open();
-    let work = directory(&dirs.store, "bench-")?;
+    let work = directory(&dirs.store)?;
     // The path of a Unix socket has 107 bytes: short ones, wherever the store is.
-    let state = directory(&env::temp_dir(), "hrun-b")?;
+    let state = directory(&dirs.state)?;
     let tag = format!("hb{}", std::process::id());
     let counted = match &cgroups {
         Ok(cgroups) => cgroups.describe(),

@@ -14,6 +14,9 @@ use rustix::{
 };
 use tempfile::TempDir;
 
+/// What names of directories begin with, in directories of hrun's.
+const PREFIX: &str = "bench-";
+
 /// A directory of this benchmark's, removed with it.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -23,13 +26,14 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Makes one in `parent`, and removes those with that prefix that killed benchmarks left there.
-    pub(super) fn new(parent: &Path, prefix: &str) -> io::Result<Self> {
-        for (path, _lock) in abandoned(parent, prefix) {
+    /// Makes one in `parent`, and removes those that killed benchmarks left there.
+    pub(super) fn new(parent: &Path) -> io::Result<Self> {
+        fs::create_dir_all(parent)?;
+        for (path, _lock) in abandoned(parent, PREFIX) {
             fs::remove_dir_all(path)?;
         }
         loop {
-            let directory = tempfile::Builder::new().prefix(prefix).tempdir_in(parent)?;
+            let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
             if let Some(lock) = own(directory.path())? {
                 return Ok(Self {
                     directory,
@@ -79,11 +83,11 @@ mod tests {
     #[test]
     fn only_what_belongs_to_nobody_is_removed() {
         let parent = tempfile::tempdir().unwrap();
-        let mine = Directory::new(parent.path(), "bench-").unwrap();
+        let mine = Directory::new(parent.path()).unwrap();
         for left in ["bench-left/below", "other"] {
             fs::create_dir_all(parent.path().join(left)).unwrap();
         }
-        let next = Directory::new(parent.path(), "bench-").unwrap();
+        let next = Directory::new(parent.path()).unwrap();
         assert!(!parent.path().join("bench-left").exists());
         assert!(mine.path().exists() && next.path().exists());
         assert!(parent.path().join("other").exists());
