@@ -19,6 +19,9 @@ use crate::cgroup::{home, mounts};
 /// The group that holds those of all arms, with the number of the harness behind it.
 const TOP: &str = "hrun-bench-";
 
+/// How often something is tried that others may be in the way of, every 20 ms.
+const ATTEMPTS: u32 = 100;
+
 /// Below an arm's group: the processes, and the groups that an OCI runtime makes. Version 2
 /// allows no processes where there are groups with controllers below.
 const PROCESSES: &str = "commands";
@@ -105,13 +108,20 @@ impl Cgroups {
         let name = format!("{TOP}{}", std::process::id());
         let mut locks = Vec::new();
         for hierarchy in &hierarchies {
+            // Another benchmark may just look whether somebody has it. One in another PID namespace may
+            // have it for good.
             let top = hierarchy.mount.join(&name);
-            locks.push(loop {
+            let own = || {
                 fs::create_dir_all(&top)?;
-                if let Some(lock) = owned::own(&top)? {
-                    break lock;
+                owned::own(&top)
+            };
+            let lock = (0..ATTEMPTS).find_map(|attempt| {
+                if attempt > 0 {
+                    std::thread::sleep(Duration::from_millis(20));
                 }
+                own().transpose()
             });
+            locks.push(lock.ok_or(io::ErrorKind::WouldBlock)??);
         }
         Ok(Self {
             hierarchies,
@@ -272,7 +282,7 @@ fn remove(group: &Path) {
             remove(&entry.path());
         }
     }
-    for _ in 0..100 {
+    for _ in 0..ATTEMPTS {
         match fs::remove_dir(group) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                 std::thread::sleep(Duration::from_millis(20));

@@ -30,7 +30,8 @@ impl Directory {
     pub(super) fn new(parent: &Path) -> io::Result<Self> {
         fs::create_dir_all(parent)?;
         for (path, _lock) in abandoned(parent, PREFIX) {
-            fs::remove_dir_all(path)?;
+            // What cannot be removed is in nobody's way.
+            let _ = fs::remove_dir_all(path);
         }
         loop {
             let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent)?;
